@@ -1,0 +1,151 @@
+"""Flags made from dataclass fields, and one clear line for bad input.
+
+Each dataclass of settings is one heading of `--help`; each of its fields is one flag:
+
+    @dataclass
+    class Settings:
+        '''Reading'''
+        max_length: int = flag(512, "tokens kept of each text; longer rows cost time", at_least=1)
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+
+class UserError(Exception):
+    """Something only the user can mend. The message is one line: which file, row or flag, what is
+    wrong with it, and what would be right. `run_script` prints it and exits with status 2."""
+
+
+def flag(
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field that is a flag as well. `help` gives the unit and why one would change it;
+    the bounds (inclusive, but for `above`) are checked when flags are read."""
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most}
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices, "bounds": bounds}
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """argparse prints the whole usage before its error; here the error is the only line."""
+        raise UserError(f"{message} (see --help)")
+
+
+def parse_flags(
+    settings_classes: Sequence[type],
+    description: str,
+    argv: Sequence[str] | None = None,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> list[Any]:
+    """One instance of each dataclass in `settings_classes`, filled from the command line.
+
+    With `add_arguments`, which may add positional arguments to the parser, the argparse namespace
+    that holds them is appended to the result.
+
+    Raises UserError for an unknown flag, a value of the wrong type or out of its bounds.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    if add_arguments:
+        add_arguments(parser)
+    for cls in settings_classes:
+        group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
+        types = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            _add_flag(group, field, types[field.name])
+
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = list(parser._option_string_actions)
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else " (see --help)"
+        raise UserError(f"unknown argument '{unknown[0]}'{hint}")
+
+    instances = []
+    for cls in settings_classes:
+        values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(cls)}
+        for field in dataclasses.fields(cls):
+            _check_bounds(field, values[field.name])
+        instances.append(cls(**values))
+    return [*instances, namespace] if add_arguments else instances
+
+
+def flag_name(field_name: str) -> str:
+    """`max_length` -> `--max-length`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:
+    shown = "" if field.default in (None, "", False) else f" [{_plain(field.default)}]"
+    options: dict[str, Any] = {
+        "dest": field.name,
+        "default": field.default,
+        "help": (field.metadata["help"] + shown).replace("%", "%%"),
+    }
+    if annotation is bool:
+        options["action"] = "store_true"
+    else:
+        optional = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+        options["type"] = optional[0] if optional else annotation
+        options["choices"] = field.metadata["choices"]
+        if options["choices"] is None:
+            options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
+    group.add_argument(flag_name(field.name), **options)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+def _check_bounds(field: dataclasses.Field, value: Any) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    bounds = field.metadata["bounds"]
+    if not (
+        (bounds["at_least"] is None or value >= bounds["at_least"])
+        and (bounds["above"] is None or value > bounds["above"])
+        and (bounds["at_most"] is None or value <= bounds["at_most"])
+    ):
+        wanted = " and ".join(
+            f"{name.replace('_', ' ')} {_plain(bound)}"
+            for name, bound in bounds.items()
+            if bound is not None
+        )
+        raise UserError(f"{flag_name(field.name)} is {_plain(value)}, but must be {wanted}")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Call `main`; a UserError becomes one line on standard error and exit status 2."""
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,199 @@
+"""Tables in: CSV, TSV, JSON, JSONL and Parquet files as polars DataFrames, and clean text.
+
+Every reader here answers a bad file with one `UserError` that names the file and, where there is
+one, the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from gpt2.command_line import UserError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
+
+# Only with the closing semicolon: HTML's old rules would turn the "&not" of "R&not" into "¬".
+_ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+
+
+def unescape_entities(text: str) -> str:
+    """`&amp;` -> `&`, `&#345;` -> `ř`."""
+    if "&" not in text:
+        return text
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+
+
+def remove_line_breaks(text: str) -> str:
+    """`<br />`, with or without its slash, becomes a space."""
+    return _LINE_BREAK.sub(" ", text) if "<" in text else text
+
+
+def collapse_white_space(text: str) -> str:
+    """Every run of white space becomes one space; none is left at the ends."""
+    return " ".join(text.split())
+
+
+def clean_text(text: str) -> str:
+    """What training and prediction both do to a text before it is encoded.
+
+    >>> clean_text("A&amp;B<br /><br />was  fine ")
+    'A&B was fine'
+    """
+    return collapse_white_space(remove_line_breaks(unescape_entities(text)))
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """The rows of one file. CSV and TSV columns are all strings, so that a label `01` stays `01`.
+
+    `columns` names the columns of a CSV or TSV file that has no header line. A `.txt` file, or one
+    without a suffix, is read as TSV if its first line has a tab, else as CSV.
+
+    Raises UserError if the file is missing, empty, not UTF-8 or cannot be parsed.
+    """
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty")
+    if suffix not in ("", *TABLE_SUFFIXES):
+        raise UserError(f"{path}: cannot read '{suffix}' files; use {', '.join(TABLE_SUFFIXES)}")
+    delimited = suffix in ("", ".csv", ".tsv", ".txt")
+    if columns and not delimited:
+        raise UserError(f"{path}: --columns is for CSV and TSV files without a header line")
+
+    if suffix == ".parquet":
+        try:
+            table = pl.read_parquet(path)
+        except Exception as error:  # polars raises its own types, OSError, and Rust panics
+            raise UserError(f"{path}: not a readable Parquet file ({_first_line(error)})") from None
+    elif delimited:
+        table = _read_delimited(path, read_utf8(path), suffix, columns)
+    else:
+        table = _read_json(path, read_utf8(path), lines=suffix != ".json")
+    if table.is_empty():
+        raise UserError(f"{path}: the file has no rows")
+    return table
+
+
+def read_utf8(path: Path) -> str:
+    """The whole file as text, without a byte-order mark. Raises UserError, naming the line, if it
+    is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise UserError(
+            f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}); "
+            f"convert it first, for example: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from None
+
+
+def _read_delimited(
+    path: Path, content: str, suffix: str, columns: Sequence[str] | None
+) -> pl.DataFrame:
+    lines = content.splitlines()
+    tabs = suffix == ".tsv" or (suffix != ".csv" and "\t" in lines[0])
+    separator = "\t" if tabs else ","
+    quote_char = '"'
+    if tabs and not _quotes_enclose_fields(lines):
+        quote_char = None  # the SMS spam collection has bare quotes in its messages
+    _check_field_counts(path, content, separator, quote_char, columns)
+    try:
+        table = pl.read_csv(
+            io.StringIO(content),
+            separator=separator,
+            quote_char=quote_char,
+            has_header=columns is None,
+            new_columns=list(columns) if columns else None,
+            infer_schema=False,  # strings, all of them
+        )
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path}: cannot be read as CSV ({_first_line(error)})") from None
+    return table
+
+
+def _quotes_enclose_fields(lines: list[str]) -> bool:
+    """Whether a tab-separated file uses quotes as CSV does: each field that starts with one also
+    ends with one."""
+    quoted = [
+        field
+        for line in lines
+        if '"' in line
+        for field in line.split("\t")
+        if field.startswith('"')
+    ]
+    return bool(quoted) and all(len(field) > 1 and field.endswith('"') for field in quoted)
+
+
+def _check_field_counts(
+    path: Path,
+    content: str,
+    separator: str,
+    quote_char: str | None,
+    columns: Sequence[str] | None,
+) -> None:
+    """polars fills short rows with nulls and names no line for long ones; a row with the wrong
+    number of fields is nearly always a quoting mistake, so say where it is."""
+    csv.field_size_limit(2**31 - 1)
+    quoting = csv.QUOTE_NONE if quote_char is None else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, quoting=quoting)
+    expected = len(columns) if columns else None
+    for row in reader:
+        if not row:
+            continue
+        expected = expected or len(row)
+        if len(row) != expected:
+            source = "--columns" if columns else "the header line"
+            raise UserError(
+                f"{path}: line {reader.line_num} has {len(row)} fields, but {source} names "
+                f"{expected}; a text that contains the separator must stand in double quotes"
+            )
+
+
+def _read_json(path: Path, content: str, lines: bool) -> pl.DataFrame:
+    """A list of objects, or one object a line. Python's parser names the line of a mistake, and
+    takes columns of mixed types, which label columns are."""
+    if lines:
+        rows = []
+        for number, line in enumerate(content.split("\n"), start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
+    else:
+        try:
+            rows = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {error.lineno} is not JSON ({error.msg})") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: holds one {type(rows).__name__}, not a list of objects")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: row {number} is not an object with named fields")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pl.DataFrame(
+        {name: pl.Series([_json_text(row.get(name)) for row in rows], dtype=pl.String)
+         for name in names}
+    )  # fmt: skip
+
+
+def _json_text(value: object) -> str | None:
+    """Strings and nulls stay; any other value becomes its JSON text, so that a column has one
+    type: 1 -> "1", true -> "true"."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

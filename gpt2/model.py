@@ -1,0 +1,195 @@
+"""GPT-2 as released: one trunk of transformer blocks, one head on top.
+
+Module and parameter names are those of the released checkpoints (`wte`, `wpe`, `h.0.attn.c_attn`,
+`ln_f`), so that a checkpoint maps onto this file key by key.
+
+Shape letters, used in every comment below:
+    B  rows in the batch            T  tokens in the longest row
+    C  width of the model, n_embd   V  vocabulary size
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt2.heads import LanguageModelHead
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2, with the field names of a released `config.json`.
+
+    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2.
+
+    Raises ValueError if the shape is impossible.
+    """
+
+    n_layer: int = 12  # transformer blocks
+    n_head: int = 12  # attention heads in each block; must divide n_embd
+    n_embd: int = 768  # width of the residual stream
+    n_positions: int = 1024  # context: the longest row, in tokens
+    vocab_size: int = 50257  # tokens in the vocabulary, <|endoftext|> included
+    dropout: float = 0.1  # after embeddings, attention weights and both residual projections
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and below 1")
+
+
+SIZES = {
+    "mini": GPT2Config(n_layer=6, n_head=4, n_embd=256, n_positions=512, vocab_size=8192),
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
+}
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a token sees itself and the tokens to its left.
+
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
+    """
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.size()
+        head_size = C // self.n_head
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        q = q.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+        k = k.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+        v = v.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+
+        # No attention mask: rows are padded on the right, so what is_causal hides already includes
+        # every pad that a real token could see. A mask together with is_causal is an error or, on
+        # some kernels, silently ignored (PyTorch #103749).
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """The position-wise feed-forward half of a block: widen four times, GELU, narrow again."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # GPT-2 was trained with the tanh approximation; exact GELU shifts every logit a little.
+        x = F.gelu(self.c_fc(x), approximate="tanh")
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One transformer block. The norms stand before attention and MLP (pre-norm), so the residual
+    stream itself is never normalised between the embedding and `ln_f`."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class GPT2(nn.Module):
+    """The trunk, and one head on it. Swapping the head is this one argument:
+
+    >>> from gpt2.heads import ClassificationHead, LanguageModelHead
+    >>> config = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=16, vocab_size=100)
+    >>> tokens, lengths = torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([3, 1])
+    >>> GPT2(config, LanguageModelHead(config))(tokens, lengths).shape
+    torch.Size([2, 3, 100])
+    >>> GPT2(config, ClassificationHead(config, num_classes=2))(tokens, lengths).shape
+    torch.Size([2, 2])
+    """
+
+    def __init__(self, config: GPT2Config, head: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.apply(self._initialise)
+        self.head = head
+        if isinstance(head, LanguageModelHead):
+            head.weight = self.wte.weight  # one tensor: the output embedding is tied to the input
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, (CausalSelfAttention, MLP)):
+            # Each block adds two projections to the residual stream; the smaller start keeps its
+            # variance independent of depth (GPT-2 paper, section 2.3).
+            nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """What the trunk makes of `tokens` (B, T) int64: hidden states (B, T, C).
+
+        Raises ValueError if the rows are longer than the context.
+        """
+        T = tokens.size(1)
+        if T > self.config.n_positions:
+            raise ValueError(f"{T} tokens do not fit in a context of {self.config.n_positions}")
+        positions = torch.arange(T, device=tokens.device)
+        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The head's logits for `tokens` (B, T) int64, right-padded, with `lengths` (B,) real
+        tokens in each row. What the pads hold does not matter."""
+        return self.head(self.hidden_states(tokens), lengths)
+
+
+def choose_trainable(model: GPT2, train: str) -> None:
+    """Freeze all of `model` but what `train` names.
+
+    "all", "head" (nothing but the head), or "last:N" (the last N blocks, `ln_f` and the head).
+    With a tied language modelling head, training the head trains `wte`: they are one tensor.
+
+    Raises ValueError if `train` is none of these, or if there are fewer than N blocks.
+    """
+    if train == "all":
+        trained = [model]
+    elif train == "head":
+        trained = [model.head]
+    elif train.startswith("last:") and train[5:].isdecimal():
+        count, blocks = int(train[5:]), len(model.h)
+        if not 1 <= count <= blocks:
+            raise ValueError(f"last:{count} is not possible: the model has {blocks} blocks")
+        trained = [*model.h[-count:], model.ln_f, model.head]
+    else:
+        raise ValueError(f"'{train}' is not one of all, head, last:N (N blocks)")
+    model.requires_grad_(False)
+    for module in trained:
+        module.requires_grad_(True)

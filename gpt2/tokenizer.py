@@ -1,0 +1,70 @@
+"""Text to token ids and back, served by tiktoken.
+
+Two encodings: "gpt2", the released one with 50,257 tokens, which tiktoken downloads once; and
+"mini", 8,192 tokens trained on film reviews and instructions, which lies in `gpt2/mini/`.
+
+Data is always encoded with `encode_ordinary`: a text that contains "<|endoftext|>" is plain text
+there. The special token itself is added by its id, `encoding.eot_token`.
+"""
+
+import base64
+import json
+from pathlib import Path
+
+import tiktoken
+
+from gpt2.command_line import UserError
+
+MINI_FOLDER = Path(__file__).parent / "mini"
+
+
+def get_encoding(name: str) -> tiktoken.Encoding:
+    """The encoding called `name`, "gpt2" or "mini".
+
+    Raises UserError if "gpt2" is neither in tiktoken's cache nor can be downloaded.
+
+    >>> get_encoding("mini").decode(get_encoding("mini").encode_ordinary("a fine film"))
+    'a fine film'
+    """
+    if name == "mini":
+        return load_encoding(MINI_FOLDER)
+    try:
+        return tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a bad hash a ValueError
+        raise UserError(
+            f"the '{name}' encoding cannot be downloaded ({type(error).__name__}); on a machine "
+            "without a network set TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's two cached "
+            "gpt2 files, or use --model mini"
+        ) from None
+
+
+def save_encoding(encoding: tiktoken.Encoding, folder: Path) -> None:
+    """Write `encoding` into `folder` as two files that `load_encoding` reads: a vocabulary in
+    tiktoken's own format (one base64 token and its rank a line) and what else defines it."""
+    ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks]
+    (folder / "vocabulary.tiktoken").write_text("".join(lines))
+    description = {
+        "name": encoding.name,
+        "pattern": encoding._pat_str,
+        "special_tokens": encoding._special_tokens,
+    }
+    (folder / "encoding.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_encoding(folder: Path) -> tiktoken.Encoding:
+    """The encoding that `save_encoding` wrote into `folder`. Raises UserError if it is not there or
+    is damaged."""
+    try:
+        description = json.loads((folder / "encoding.json").read_text())
+        lines = (folder / "vocabulary.tiktoken").read_text().splitlines()
+        ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+        return tiktoken.Encoding(
+            name=description["name"],
+            pat_str=description["pattern"],
+            mergeable_ranks=ranks,
+            special_tokens=description["special_tokens"],
+            explicit_n_vocab=len(ranks) + len(description["special_tokens"]),
+        )
+    except (OSError, ValueError, KeyError, AssertionError) as error:
+        raise UserError(f"{folder}: not a readable encoding ({error!r})") from None
