@@ -41,7 +41,7 @@ def pool_last(hidden: Tensor, lengths: Tensor, query: Tensor | None) -> Tensor:
 
 
 def pool_first(hidden: Tensor, lengths: Tensor, query: Tensor | None) -> Tensor:
-    """The first token. In a causal model it has seen nothing but itself: a floor to compare with."""
+    """The first token. In a causal model it has seen nothing but itself: a floor."""
     return hidden[:, 0]
 
 

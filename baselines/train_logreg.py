@@ -1,0 +1,145 @@
+"""What a bag of words achieves on the same splits: logistic regression by scikit-learn.
+
+A neural model is worth what it adds to this. Three kinds of features:
+
+    count   how often each word occurs
+    tfidf   words and word pairs, rare ones weigh more
+    nb      words, pairs and triples that occur, scaled by how much naive Bayes trusts them
+            (Wang and Manning 2012, "Baselines and Bigrams")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from classification.data import load_splits
+from classification.evaluation import classification_metrics
+from classification.sources import DataSettings
+from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.reporting import format_table, percent
+
+FEATURES = ("count", "tfidf", "nb")
+
+# Inverse strength of the L2 penalty: scikit-learn's default for counts; for the others the best of
+# 1, 3, 10, 30, 100 on IMDb's validation split.
+_PENALTY = {"count": 1.0, "tfidf": 30.0, "nb": 10.0}
+
+
+class BagOfWords:
+    """Logistic regression on one kind of features.
+
+    Raises UserError if no text has a word in it, which is two letters or digits in a row.
+    """
+
+    def __init__(self, features: str) -> None:
+        if features not in FEATURES:
+            raise ValueError(f"features '{features}' is not one of {', '.join(FEATURES)}")
+        self.features = features
+        if features == "count":
+            self.vectorizer = CountVectorizer()
+        elif features == "tfidf":
+            self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        else:
+            # one-letter words and punctuation as words of their own: "i", "!", "10"
+            self.vectorizer = CountVectorizer(
+                ngram_range=(1, 3), binary=True, token_pattern=r"\w+|[^\w\s]", dtype=np.float32
+            )
+
+    def fit(self, texts: Sequence[str], targets: np.ndarray, num_classes: int) -> BagOfWords:
+        try:
+            X = self.vectorizer.fit_transform(texts)  # (rows, words)
+        except ValueError as error:  # an empty vocabulary
+            raise UserError(f"the bag of words finds no words in the training texts ({error})")
+        # Two classes need one regression, more need one for each class against the rest.
+        self.num_classes = num_classes
+        positives = [1] if num_classes == 2 else range(num_classes)
+        self.scales, self.regressions = [], []
+        for positive in positives:
+            is_positive = targets == positive
+            scale = _naive_bayes_ratio(X, is_positive) if self.features == "nb" else None
+            regression = LogisticRegression(C=_PENALTY[self.features], max_iter=2000)
+            regression.fit(X if scale is None else X.multiply(scale).tocsr(), is_positive)
+            self.scales.append(scale)
+            self.regressions.append(regression)
+        return self
+
+    def predict_log_probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """(rows, num_classes): the log-probability of each class."""
+        X = self.vectorizer.transform(texts)
+        columns = [
+            regression.predict_proba(X if scale is None else X.multiply(scale).tocsr())[:, 1]
+            for scale, regression in zip(self.scales, self.regressions, strict=True)
+        ]
+        if self.num_classes == 2:
+            columns = [1 - columns[0], columns[0]]
+        probabilities = np.stack(columns, axis=1).clip(1e-12)
+        return np.log(probabilities / probabilities.sum(axis=1, keepdims=True))
+
+    def heaviest_words(self, count: int = 10) -> list[list[str]]:
+        """For each class the words that speak for it most, the heaviest first."""
+        words = self.vectorizer.get_feature_names_out()
+        weights = [
+            regression.coef_[0] * (1 if scale is None else scale)
+            for scale, regression in zip(self.scales, self.regressions, strict=True)
+        ]
+        if self.num_classes == 2:
+            weights = [-weights[0], weights[0]]
+        return [words[np.argsort(-weight, kind="stable")[:count]].tolist() for weight in weights]
+
+
+def _naive_bayes_ratio(X: csr_matrix, is_positive: np.ndarray) -> np.ndarray:
+    """(words,): the log of how much more often a word stands in rows of the class than in others,
+    with one added to every count."""
+    inside = X[is_positive].sum(axis=0).A1 + 1
+    outside = X[~is_positive].sum(axis=0).A1 + 1
+    return np.log(inside / inside.sum()) - np.log(outside / outside.sum())
+
+
+@dataclass
+class BaselineSettings:
+    """Baseline"""
+
+    features: str = flag("count", "what a text is turned into", choices=FEATURES)
+    out: str = flag("", "folder that gets baseline.json; left out, nothing is written")
+    overwrite: bool = flag(False, "replace the baseline.json in --out")
+    seed: int = flag(1, "seed of the splits, as in train_gpt.py", at_least=0)
+
+
+def main() -> None:
+    data, settings = parse_flags([DataSettings, BaselineSettings], __doc__.splitlines()[0])
+    splits = load_splits(data, settings.seed)
+    for split, frame in splits.items():
+        print(f"{split:<10} {len(frame):>7,} rows")
+
+    started = time.perf_counter()
+    model = BagOfWords(settings.features)
+    model.fit(splits.train["text"], splits.train["label"].to_numpy(), len(splits.labels))
+    seconds = time.perf_counter() - started
+    results = {
+        split: classification_metrics(
+            model.predict_log_probabilities(frame["text"]), frame["label"].to_numpy()
+        )
+        for split, frame in splits.items()
+        if split != "train"
+    }
+    print(f"\nlogistic regression on {settings.features} features, {seconds:.1f} s of training\n")
+    rows = [
+        [split, *(percent(m[k]) for k in ("accuracy", "precision", "recall", "f1")),
+         f"{m['loss']:.4f}"]
+        for split, m in results.items()
+    ]  # fmt: skip
+    print(format_table(["split", "accuracy", "precision", "recall", "F1", "loss"], rows))
+    print()
+    for label, words in zip(splits.labels, model.heaviest_words(), strict=True):
+        print(f"speaks for '{label}': {', '.join(words)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

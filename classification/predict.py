@@ -1,0 +1,133 @@
+"""Labels for new texts, by a fine-tuned model.
+
+    python classification/predict.py RUN "A dull start, but what an ending!"
+    python classification/predict.py RUN --file reviews.txt --json > labels.jsonl
+    cat reviews.txt | python classification/predict.py RUN
+
+From a file and from standard input each line is one text. Answers come in the order of the input,
+one line each, while the input is still being read: a file of any size fits in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+from classification.data import IMDbDataset
+from classification.evaluation import predict_log_probabilities
+from gpt2.checkpoint import load_checkpoint
+from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.files import clean_text
+from gpt2.model import GPT2
+from gpt2.training import choose_device
+
+_CHUNK = 4096  # texts in memory at once; sorted by length inside a chunk, so little is padded
+
+
+@dataclass
+class PredictSettings:
+    """Prediction"""
+
+    file: str = flag("", "read texts from this file, one a line")
+    json: bool = flag(False, "one JSON object a line, with the probability of every class")
+    batch_size: int = flag(32, "texts at once; less if memory runs out", at_least=1)
+    precision: str = flag(
+        "auto", "arithmetic of matrix products", choices=("auto", "float32", "bfloat16")
+    )
+    device: str = flag(
+        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps")
+    )
+
+
+def predict(
+    model: GPT2,
+    encoding: tiktoken.Encoding,
+    labels: list[str],
+    max_length: int,
+    texts: Iterable[str],
+    batch_size: int = 32,
+    precision: str = "auto",
+) -> Iterator[dict[str, float] | None]:
+    """For each text, in order, the probability of each label; None for a text without content.
+    `model` must be in evaluation mode; no more than 4,096 texts are held at once."""
+    texts = iter(texts)
+    while chunk := [clean_text(text) for text in itertools.islice(texts, _CHUNK)]:
+        places = [place for place, text in enumerate(chunk) if text]
+        answers: list[dict[str, float] | None] = [None] * len(chunk)
+        if places:
+            rows = [chunk[place] for place in places]
+            dataset = IMDbDataset(rows, [0] * len(rows), encoding, max_length)
+            probabilities = np.exp(predict_log_probabilities(model, dataset, batch_size, precision))
+            for place, row in zip(places, probabilities.tolist(), strict=True):
+                answers[place] = dict(zip(labels, row, strict=True))
+        yield from answers
+
+
+def main() -> None:
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("run", metavar="RUN", type=Path, help="a run folder of train_gpt.py")
+        parser.add_argument("texts", metavar="TEXT", nargs="*", help="none: read standard input")
+
+    settings, arguments = parse_flags(
+        [PredictSettings],
+        "Labels for new texts, by a fine-tuned model.",
+        add_arguments=add_arguments,
+    )
+    if settings.file and arguments.texts:
+        raise UserError("give either texts or --file, not both")
+    if settings.file and not Path(settings.file).is_file():
+        raise UserError(f"--file {settings.file}: no such file")
+    device = choose_device(settings.device)
+    model, checkpoint = load_checkpoint(arguments.run, "classification")
+    labels, max_length = checkpoint.settings["labels"], checkpoint.settings["max_length"]
+
+    sys.stdin.reconfigure(encoding="utf-8")
+    source = open(settings.file, encoding="utf-8") if settings.file else nullcontext(sys.stdin)
+    name = settings.file or "standard input"
+    with source as lines:
+        texts = arguments.texts or _lines(lines, name)
+        texts, shown = itertools.tee(texts)  # holds one chunk: both ends advance together
+        answers = predict(
+            model.to(device), checkpoint.encoding, labels, max_length, texts,
+            settings.batch_size, settings.precision,
+        )  # fmt: skip
+        if not settings.json:
+            width = max(map(len, [*labels, "label"]))
+            print(f"{'label':<{width}}  probability  text")
+        for text, probabilities in zip(shown, answers, strict=True):
+            if settings.json:
+                label = max(probabilities, key=probabilities.get) if probabilities else None
+                answer = {"text": text, "label": label, "probabilities": probabilities}
+                print(json.dumps(answer, ensure_ascii=False))
+            elif probabilities is None:
+                print(f"{'-':<{width}}  {'-':>11}  (empty)")
+            else:
+                label = max(probabilities, key=probabilities.get)
+                print(f"{label:<{width}}  {probabilities[label]:>11.1%}  {_shorten(text)}")
+
+
+def _lines(file: Iterable[str], name: str) -> Iterator[str]:
+    number = 0
+    try:
+        for number, line in enumerate(file, start=1):
+            yield line.rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: not UTF-8 after line {number}; convert it first") from None
+
+
+def _shorten(text: str, limit: int = 80) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,95 @@
+"""Chapter 6, the comparison: results.json, report.md and the curves of one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from classification.data import Splits
+from classification.evaluation import confident_mistakes, confusion, per_class_metrics
+from gpt2.reporting import format_table, percent, plot_curves
+from gpt2.run_folder import RunFolder
+
+
+def comparison_table(results: dict[str, Any]) -> str:
+    """Majority class, bag of words, GPT before and after fine-tuning, all on the test split."""
+    name = results["model"]["name"]
+    name = name if "gpt2" in name else f"GPT-2 {name}"
+    baseline = results["baseline"]
+    contenders = [
+        ("majority class", results["majority"]["test"], None),
+        (f"{baseline['name']} ({baseline['features']})", baseline["test"], baseline["seconds"]),
+        (f"{name} before fine-tuning", results["before"]["test"], None),
+        (f"{name} after fine-tuning", results["after"]["test"], results["training"]["seconds"]),
+    ]
+    rows = [
+        [who, *(percent(metrics[key]) for key in ("accuracy", "precision", "recall", "f1")),
+         f"{metrics['loss']:.4f}", None if seconds is None else f"{seconds:.1f}"]
+        for who, metrics, seconds in contenders
+    ]  # fmt: skip
+    labels = results["data"]["labels"]
+    of = f"of '{labels[1]}'" if len(labels) == 2 else f"averaged over {len(labels)} classes"
+    header = [f"{results['data']['test']:,} test rows", "accuracy", "precision", "recall", "F1",
+              "loss", "training s"]  # fmt: skip
+    return f"{format_table(header, rows)}\n(precision, recall and F1 {of})"
+
+
+def write_report(
+    run: RunFolder, results: dict[str, Any], splits: Splits, log_probabilities: np.ndarray
+) -> None:
+    """Complete `results` with the confusion matrix, the figures of each class and the most
+    confident mistakes on the test split, and write results.json, curves.png and report.md."""
+    targets = splits.test["label"].to_numpy()
+    labels = splits.labels
+    results["confusion"] = {"labels": labels, "matrix": confusion(log_probabilities, targets)}
+    results["mistakes"] = confident_mistakes(
+        log_probabilities, targets, splits.test["text"].to_list(), labels
+    )
+    results["per_class"] = per_class_metrics(log_probabilities, targets, labels)
+    run.write_json("results.json", results)
+    plot_curves(run.read_log(), ("loss", "accuracy"), run.folder / "curves.png")
+    (run.folder / "report.md").write_text(_report(results), encoding="utf-8")
+
+
+def _report(results: dict[str, Any]) -> str:
+    data, model, training = results["data"], results["model"], results["training"]
+    labels = data["labels"]
+    removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
+    parts = [
+        f"# {data['name']}: {model['name']} from {model['init']} weights",
+        comparison_table(results),
+        f"Data: {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} "
+        f"test rows; removed: {removed or 'none'}. Model: {model['parameters']:,} parameters, "
+        f"{model['trainable']:,} trained, pooling {model['pooling']}, {model['max_length']} tokens "
+        f"a text at most. Training: {training['steps']} steps, {training['epochs']:g} epochs, "
+        f"{training['tokens_per_second']:,.0f} tokens a second, "
+        f"{training['useful_token_share']:.1%} of them useful, seed {training['seed']}. The "
+        f"weights of step {training['best_step']}, the best on validation "
+        f"({percent(results['after']['validation']['accuracy'])}), were tested.",
+        "## Curves\n\n![loss and accuracy over the steps](curves.png)",
+        "## Confusion matrix of the test split\n\nRows: the true class. Columns: the predicted "
+        "one.\n\n" + format_table(
+            ["", *labels],
+            [[label, *(f"{count:,}" for count in row)]
+             for label, row in zip(labels, results["confusion"]["matrix"], strict=True)],
+        ),
+    ]  # fmt: skip
+    if len(labels) > 2:
+        rows = [
+            [label, percent(m["precision"]), percent(m["recall"]), percent(m["f1"]), m["rows"]]
+            for label, m in results["per_class"].items()
+        ]
+        header = ["class", "precision", "recall", "F1", "rows"]
+        parts.append("## Each class\n\n" + format_table(header, rows))
+    parts.append("## The most confident mistakes")
+    parts += [
+        f"Predicted **{mistake['predicted']}** with {percent(mistake['probability'])}, is "
+        f"**{mistake['label']}**:\n\n> {_shorten(mistake['text'])}"
+        for mistake in results["mistakes"]
+    ] or ["None: every test row is right."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _shorten(text: str, limit: int = 600) -> str:
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."

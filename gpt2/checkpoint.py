@@ -1,0 +1,124 @@
+"""What a run saves, and how it comes back: safetensors and JSON, no pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gpt2.command_line import UserError
+from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.model import GPT2, GPT2Config
+from gpt2.tokenizer import load_encoding, save_encoding
+
+
+@dataclass
+class Checkpoint:
+    """What stands beside the weights: all that is needed to use the model without the run's data.
+
+    `task` is "classification" or "instruction"; `settings` holds what the task needs to prepare
+    new text as it was prepared for training (label names, maximal length).
+    """
+
+    task: str
+    encoding: tiktoken.Encoding
+    settings: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, model: GPT2, checkpoint: Checkpoint, progress: dict[str, Any]
+) -> None:
+    """Write `folder` with model.safetensors, config.json and the tokenizer. It is written under
+    another name first, so that a crash cannot leave a half-written checkpoint under this one."""
+    temporary = folder.with_name(folder.name + ".new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    # named_parameters counts a tied tensor once; state_dict would write it twice.
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    save_file(weights, temporary / "model.safetensors")
+    save_encoding(checkpoint.encoding, temporary)
+    description = {
+        "task": checkpoint.task,
+        "model": dataclasses.asdict(model.config),
+        "head": _describe_head(model.head),
+        "settings": checkpoint.settings,
+        "progress": progress,
+    }
+    (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    for file in temporary.iterdir():
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
+    """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
+    folder. The model is on the CPU and in evaluation mode.
+
+    Raises UserError if there is no whole checkpoint for `task` in `path`.
+    """
+    folder = path / "best" if (path / "best").is_dir() else path
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path}: not a run folder or checkpoint (no best/config.json in it)")
+    try:
+        description = json.loads((folder / "config.json").read_text())
+        found_task = description["task"]
+        config = GPT2Config(**description["model"])
+        head = _build_head(config, description["head"])
+        settings = description["settings"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
+    if found_task != task:
+        raise UserError(f"{path}: a model for {found_task}, not for {task}")
+    model = GPT2(config, head)
+    load_weights(folder, model)
+    return model.eval(), Checkpoint(found_task, load_encoding(folder), settings)
+
+
+def load_weights(folder: Path, model: GPT2) -> None:
+    """Copy the weights of the checkpoint `folder` into `model`. Raises UserError if they are
+    damaged or are those of another model; `model` is then unchanged."""
+    file = folder / "model.safetensors"
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from None
+    parameters = dict(model.named_parameters())
+    wrong = sorted(weights.keys() ^ parameters.keys()) or [
+        name for name, p in parameters.items() if weights[name].shape != p.shape
+    ]
+    if wrong:
+        raise UserError(f"{file}: does not fit the model at {', '.join(wrong[:5])}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def _describe_head(head: torch.nn.Module) -> dict[str, Any]:
+    if isinstance(head, LanguageModelHead):
+        return {"kind": "language model"}
+    return {
+        "kind": "classification",
+        "num_classes": head.num_classes,
+        "pooling": head.pooling,
+    }
+
+
+def _build_head(config: GPT2Config, description: dict[str, Any]) -> torch.nn.Module:
+    if description["kind"] == "language model":
+        return LanguageModelHead(config)
+    return ClassificationHead(config, description["num_classes"], description["pooling"])

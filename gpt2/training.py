@@ -1,0 +1,284 @@
+"""Chapter 4, fine-tuning: one explicit AdamW loop for every task.
+
+The loop knows nothing of reviews or instructions. A task gives it a dataset, a loss and a way to
+evaluate; the loop gives back a trained model, a log and two checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from gpt2.batching import Batch, collate, shuffled_batches
+from gpt2.checkpoint import Checkpoint, save_checkpoint
+from gpt2.command_line import UserError, flag
+from gpt2.run_folder import RunFolder
+
+
+@dataclass
+class TrainingConfig:
+    """Training"""
+
+    epochs: int = flag(3, "passes over the training rows", at_least=1)
+    max_steps: int = flag(
+        0, "optimizer steps at which to stop early; 0 runs all epochs", at_least=0
+    )
+    batch_size: int = flag(32, "rows in each optimizer step", at_least=1)
+    micro_batch_size: int = flag(
+        0, "rows in memory at once; lower it when memory runs out, the gradient stays the same; 0 "
+        "takes the whole batch", at_least=0
+    )  # fmt: skip
+    learning_rate: float = flag(
+        6e-4, "peak rate of AdamW; about 6e-4 for a small model from random weights, 3e-5 for "
+        "released weights", above=0
+    )  # fmt: skip
+    warmup: float = flag(
+        0.1,
+        "share of the steps over which the rate rises from 0 to its peak",
+        at_least=0,
+        at_most=1,
+    )
+    schedule: str = flag(
+        "cosine", "how the rate falls from its peak to 0", choices=("cosine", "linear", "constant")
+    )
+    weight_decay: float = flag(
+        0.1, "AdamW's decay of matrices; biases and norms never decay", at_least=0
+    )
+    beta2: float = flag(
+        0.99,
+        "AdamW's memory of squared gradients; lower forgets sooner",
+        at_least=0,
+        at_most=0.99999,
+    )
+    clip: float = flag(1.0, "largest global norm of the gradient; 0 does not clip", at_least=0)
+    train: str = flag("all", "what to train: all, head, or last:N (the last N blocks and the head)")
+    evaluate_every: int = flag(
+        0, "steps between evaluations on the validation split; 0 evaluates after each epoch",
+        at_least=0,
+    )  # fmt: skip
+    patience: int = flag(
+        0, "stop after so many evaluations without a lower validation loss; 0 never stops",
+        at_least=0,
+    )  # fmt: skip
+    log_every: int = flag(10, "steps between two lines of metrics.jsonl", at_least=1)
+    precision: str = flag(
+        "auto", "arithmetic of matrix products; auto takes bfloat16 where the device is fast at it",
+        choices=("auto", "float32", "bfloat16"),
+    )  # fmt: skip
+
+
+@dataclass
+class TrainingResult:
+    """What a run took. `seconds` leaves evaluation and saving out."""
+
+    steps: int
+    epochs: float
+    seconds: float
+    tokens: int  # real tokens, padding left out
+    useful_token_share: float  # real tokens among all, padding included
+    best_step: int
+    stopped_early: bool
+
+
+class NotFinite(Exception):
+    """The loss or the gradient became infinite or NaN; the weights before that step are intact."""
+
+
+def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
+    """The rate of optimizer step `step` (0 to steps - 1): linear warm-up to the peak, then decay
+    towards 0. A pure function of the step, so that nothing of it needs saving.
+
+    The first step has a rate above 0, the last warm-up step has the peak, and a warm-up as long as
+    the run still reaches the peak.
+
+    >>> config = TrainingConfig(learning_rate=1.0, warmup=0.5, schedule="linear")
+    >>> [learning_rate(step, 4, config) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup_steps = round(config.warmup * steps)
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)  # 0 to just below 1
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "linear":
+        return config.learning_rate * (1 - progress)
+    return config.learning_rate
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """The trained parameters for AdamW: matrices decay, biases and norms do not. A tied tensor
+    stands in it once, because `parameters()` counts it once."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "mps" means here. Raises UserError if there is no
+    such device."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind, there in available.items() if there), "cpu")
+    elif not available.get(name, True):
+        raise UserError(f"--device {name}: this torch sees no such device; use --device cpu")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context for a forward pass: matrix products in bfloat16 or not; weights, gradients and
+    the residual stream stay float32 either way."""
+    if precision == "auto":
+        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere and later
+    # Without these instructions bfloat16 is emulated, and several times slower than float32.
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, int]],
+    evaluate: Callable[[], dict[str, float]],
+    config: TrainingConfig,
+    seed: int,
+    run: RunFolder,
+    checkpoint: Checkpoint,
+) -> TrainingResult:
+    """Train `model` in place; leave the weights with the lowest validation loss in `best/` of the
+    run folder and the last ones in `last/`.
+
+    dataset     rows of (tokens, target) with an array `lengths`
+    loss        (model, batch) -> (sum over the batch's targets, how many there are)
+    evaluate    () -> metrics over the whole validation split, "loss" among them
+    checkpoint  what is saved beside the weights: tokenizer, label names and so on
+
+    Raises NotFinite, naming step and rows, if the loss or the gradient is not finite.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay), betas=(0.9, config.beta2), fused=True
+    )
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
+    steps = config.epochs * steps_per_epoch
+    if config.max_steps:
+        steps = min(steps, config.max_steps)
+    evaluate_every = config.evaluate_every or steps_per_epoch
+    micro_batch_size = config.micro_batch_size or config.batch_size
+
+    step = 0  # optimizer steps taken
+    seconds = 0.0
+    real_tokens = all_tokens = 0
+    best_loss, best_step, evaluations_since_best = math.inf, 0, 0
+    logged_loss, logged_targets, logged_tokens, logged_seconds = 0.0, 0, 0, 0.0
+    model.eval()
+    run.log({"step": 0, "epoch": 0.0, "validation": evaluate()})
+    bar = tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True)  # None: quiet in a pipe
+    model.train()
+
+    for epoch in range(config.epochs):
+        for rows in shuffled_batches(dataset.lengths, config.batch_size, seed, epoch):
+            if step == steps or (config.patience and evaluations_since_best >= config.patience):
+                break
+            started = time.perf_counter()
+
+            # --- forward and backward, one micro-batch after the other
+            loss_sum = torch.zeros((), device=device)
+            targets = 0
+            for first in range(0, len(rows), micro_batch_size):
+                batch = collate([dataset[row] for row in rows[first : first + micro_batch_size]])
+                real_tokens += int(batch.lengths.sum())
+                all_tokens += batch.tokens.numel()
+                logged_tokens += int(batch.lengths.sum())
+                with autocast(device, config.precision):
+                    micro_loss, micro_targets = loss(model, batch.to(device))
+                micro_loss.backward()  # of the sum: gradients of all micro-batches add up
+                loss_sum += micro_loss.detach()
+                targets += micro_targets
+
+            # --- the mean over all targets of the step. A mean of the micro-batches' means would
+            # give short micro-batches more weight, and the gradient would depend on the cut.
+            for parameter in trained:
+                if parameter.grad is not None:
+                    parameter.grad /= targets
+            norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
+            if not (torch.isfinite(loss_sum) and torch.isfinite(norm)):
+                raise NotFinite(
+                    f"step {step + 1}: loss {loss_sum.item() / targets:g}, gradient norm "
+                    f"{norm.item():g} on training rows {', '.join(map(str, rows))}; a lower "
+                    "--learning-rate, a longer --warmup or --precision float32 may help"
+                )
+
+            # --- update
+            rate = learning_rate(step, steps, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+
+            # --- log
+            step_seconds = time.perf_counter() - started
+            seconds += step_seconds
+            logged_seconds += step_seconds
+            logged_loss += loss_sum.item()
+            logged_targets += targets
+            bar.update()
+            if step % config.log_every == 0 or step == steps:
+                record = {
+                    "step": step,
+                    "epoch": round(step / steps_per_epoch, 4),
+                    "loss": logged_loss / logged_targets,
+                    "learning_rate": rate,
+                    "gradient_norm": norm.item(),
+                    "tokens_per_second": round(logged_tokens / logged_seconds, 1),
+                }
+                run.log(record)
+                bar.set_postfix_str(
+                    f"loss {record['loss']:.3f}, rate {rate:.1e}, "
+                    f"{record['tokens_per_second']:,.0f} tokens/s"
+                )
+                logged_loss, logged_targets, logged_tokens, logged_seconds = 0.0, 0, 0, 0.0
+
+            # --- evaluate and save
+            if step % evaluate_every == 0 or step == steps:
+                model.eval()
+                metrics = evaluate()
+                model.train()
+                run.log({"step": step, "epoch": round(step / steps_per_epoch, 4),
+                         "validation": metrics})  # fmt: skip
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                bar.write(f"step {step} of {steps}, epoch {step / steps_per_epoch:.2f}: {shown}")
+                progress = {"step": step, "epoch": step / steps_per_epoch, "validation": metrics}
+                evaluations_since_best += 1
+                if metrics["loss"] < best_loss:
+                    best_loss, best_step, evaluations_since_best = metrics["loss"], step, 0
+                    save_checkpoint(run.folder / "best", model, checkpoint, progress)
+                save_checkpoint(run.folder / "last", model, checkpoint, progress)
+    bar.close()
+    return TrainingResult(
+        steps=step,
+        epochs=round(step / steps_per_epoch, 4),
+        seconds=seconds,
+        tokens=real_tokens,
+        useful_token_share=real_tokens / all_tokens,
+        best_step=best_step,
+        stopped_early=step < steps,
+    )
