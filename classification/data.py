@@ -129,7 +129,7 @@ class IMDbDataset(Dataset):
     >>> from gpt2.tokenizer import get_encoding
     >>> dataset = IMDbDataset(["A fine film", "Dull"], [1, 0], get_encoding("mini"), max_length=2)
     >>> dataset[0]
-    (tensor([  32, 3004]), tensor(1))
+    (tensor([  32, 2147]), tensor(1))
     >>> dataset.full_lengths.tolist(), dataset.lengths.tolist()
     ([3, 2], [2, 2])
     """

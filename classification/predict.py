@@ -56,20 +56,21 @@ def predict(
     texts: Iterable[str],
     batch_size: int = 32,
     precision: str = "auto",
-) -> Iterator[dict[str, float] | None]:
-    """For each text, in order, the probability of each label; None for a text without content.
+) -> Iterator[tuple[str, dict[str, float] | None]]:
+    """Each text, in order, with the probability of each label; None for a text without content.
     `model` must be in evaluation mode; no more than 4,096 texts are held at once."""
     texts = iter(texts)
-    while chunk := [clean_text(text) for text in itertools.islice(texts, _CHUNK)]:
-        places = [place for place, text in enumerate(chunk) if text]
+    while chunk := list(itertools.islice(texts, _CHUNK)):
+        cleaned = [clean_text(text) for text in chunk]
+        places = [place for place, text in enumerate(cleaned) if text]
         answers: list[dict[str, float] | None] = [None] * len(chunk)
         if places:
-            rows = [chunk[place] for place in places]
+            rows = [cleaned[place] for place in places]
             dataset = IMDbDataset(rows, [0] * len(rows), encoding, max_length)
             probabilities = np.exp(predict_log_probabilities(model, dataset, batch_size, precision))
             for place, row in zip(places, probabilities.tolist(), strict=True):
                 answers[place] = dict(zip(labels, row, strict=True))
-        yield from answers
+        yield from zip(chunk, answers, strict=True)
 
 
 def main() -> None:
@@ -90,20 +91,26 @@ def main() -> None:
     model, checkpoint = load_checkpoint(arguments.run, "classification")
     labels, max_length = checkpoint.settings["labels"], checkpoint.settings["max_length"]
 
-    sys.stdin.reconfigure(encoding="utf-8")
-    source = open(settings.file, encoding="utf-8") if settings.file else nullcontext(sys.stdin)
-    name = settings.file or "standard input"
+    if settings.file:
+        source = open(settings.file, encoding="utf-8")
+    else:
+        if not arguments.texts:
+            sys.stdin.reconfigure(encoding="utf-8")
+        source = nullcontext(sys.stdin)
     with source as lines:
-        texts = arguments.texts or _lines(lines, name)
-        texts, shown = itertools.tee(texts)  # holds one chunk: both ends advance together
         answers = predict(
-            model.to(device), checkpoint.encoding, labels, max_length, texts,
-            settings.batch_size, settings.precision,
-        )  # fmt: skip
+            model.to(device),
+            checkpoint.encoding,
+            labels,
+            max_length,
+            arguments.texts or _lines(lines, settings.file or "standard input"),
+            settings.batch_size,
+            settings.precision,
+        )
         if not settings.json:
             width = max(map(len, [*labels, "label"]))
             print(f"{'label':<{width}}  probability  text")
-        for text, probabilities in zip(shown, answers, strict=True):
+        for text, probabilities in answers:
             if settings.json:
                 label = max(probabilities, key=probabilities.get) if probabilities else None
                 answer = {"text": text, "label": label, "probabilities": probabilities}
@@ -118,7 +125,7 @@ def main() -> None:
 def _lines(file: Iterable[str], name: str) -> Iterator[str]:
     number = 0
     try:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(file, start=1):  # noqa: B007
             yield line.rstrip("\r\n")
     except UnicodeDecodeError:
         raise UserError(f"{name}: not UTF-8 after line {number}; convert it first") from None

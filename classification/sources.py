@@ -14,6 +14,7 @@ from gpt2.hub import download_dataset
 
 SAMPLE = Path(__file__).parent / "sample_reviews.csv"
 IMDB_LABELS = {"0": "negative", "1": "positive"}  # as the stanfordnlp/imdb dataset card names them
+IMDB_FILES = ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet")
 IMDB_REVISION = "e6281661ce1c48d982bc483cf8a173c1bbeb5d31"
 
 _SPLIT_NAMES = {
@@ -63,9 +64,8 @@ def read_source(settings: DataSettings) -> tuple[str, dict[str, pl.DataFrame]]:
         frame = read_table(SAMPLE)
         return "sample", _by_split_column(SAMPLE, frame, frame.select("text", "label"), "split")
     if settings.data == "imdb":
-        files = ["plain_text/train-*.parquet", "plain_text/test-*.parquet"]
-        folder = download_dataset("stanfordnlp/imdb", files, IMDB_REVISION)
-        return "imdb", _read_imdb(folder)
+        train, _ = download_dataset("stanfordnlp/imdb", IMDB_FILES, IMDB_REVISION)
+        return "imdb", _read_imdb(train.parent.parent)
 
     path = Path(settings.data)
     if not path.exists():

@@ -91,7 +91,7 @@ def flag_name(field_name: str) -> str:
 
 
 def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:
-    shown = "" if field.default in (None, "", False) else f" [{_plain(field.default)}]"
+    shown = "" if field.default in (None, "") else f" [{_plain(field.default)}]"
     options: dict[str, Any] = {
         "dest": field.name,
         "default": field.default,
@@ -99,6 +99,7 @@ def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotati
     }
     if annotation is bool:
         options["action"] = "store_true"
+        options["help"] = field.metadata["help"]
     else:
         optional = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
         options["type"] = optional[0] if optional else annotation

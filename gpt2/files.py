@@ -106,7 +106,7 @@ def _read_delimited(
     tabs = suffix == ".tsv" or (suffix != ".csv" and "\t" in lines[0])
     separator = "\t" if tabs else ","
     quote_char = '"'
-    if tabs and not _quotes_enclose_fields(lines):
+    if tabs and not _tsv_has_quotes(lines):
         quote_char = None  # the SMS spam collection has bare quotes in its messages
     _check_field_counts(path, content, separator, quote_char, columns)
     try:
@@ -123,16 +123,14 @@ def _read_delimited(
     return table
 
 
-def _quotes_enclose_fields(lines: list[str]) -> bool:
-    """Whether a tab-separated file uses quotes as CSV does: each field that starts with one also
-    ends with one."""
-    quoted = [
-        field
-        for line in lines
-        if '"' in line
-        for field in line.split("\t")
-        if field.startswith('"')
-    ]
+def _tsv_has_quotes(lines: list[str]) -> bool:
+    """Whether a tab-separated file uses quotes as CSV does: to hold a tab or a line end inside a
+    field, so that lines have unequal counts of tabs; or around every field that starts with one."""
+    lines = [line for line in lines if line]
+    if len({line.count("\t") for line in lines}) > 1:
+        return True
+    fields = [field for line in lines if '"' in line for field in line.split("\t")]
+    quoted = [field for field in fields if field.startswith('"')]
     return bool(quoted) and all(len(field) > 1 and field.endswith('"') for field in quoted)
 
 

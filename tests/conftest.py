@@ -1,0 +1,99 @@
+"""No test needs a network: connections to anything but this machine fail, here and in the scripts
+that tests start."""
+
+import importlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2 import command_line
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED = REPOSITORY.parent / "shared"  # real data, where somebody put it; tests pass without
+
+_BLOCK = """
+import socket
+_connect = socket.socket.connect
+def connect(self, address):
+    host = address[0] if isinstance(address, tuple) else "127.0.0.1"
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        raise OSError(f"tests have no network, but something connects to {address}")
+    return _connect(self, address)
+socket.socket.connect = connect
+def getaddrinfo(host, *rest, _original=socket.getaddrinfo, **named):
+    if host not in (None, "", "127.0.0.1", "::1", "localhost"):
+        raise socket.gaierror(f"tests have no network, but something looks up {host}")
+    return _original(host, *rest, **named)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network():
+    before = socket.socket.connect, socket.getaddrinfo
+    exec(_BLOCK, {})
+    yield
+    socket.socket.connect, socket.getaddrinfo = before
+
+
+@pytest.fixture(scope="session")
+def script_environment(tmp_path_factory):
+    """The environment of a script without a network, a hub cache or tiktoken's cache."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(_BLOCK)
+    empty = tmp_path_factory.mktemp("empty")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "TIKTOKEN"))
+    }
+    return environment | {
+        "PYTHONPATH": str(folder),
+        "HF_HOME": str(empty / "hub"),
+        "HF_HUB_OFFLINE": "1",  # or the hub retries for half a minute
+        "TIKTOKEN_CACHE_DIR": str(empty / "tiktoken"),
+    }
+
+
+@pytest.fixture
+def run_script(script_environment, tmp_path):
+    """Run a script of the repository as a user does; returns the finished process."""
+
+    def run(script, *arguments, cwd=tmp_path, stdin="", environment=None):
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
+            cwd=cwd,
+            input=stdin,
+            env=script_environment | (environment or {}),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+@pytest.fixture
+def call_script(tmp_path, monkeypatch, capsys):
+    """Like `run_script`, but inside this process: for scripts that end before they train, because
+    starting a process and importing torch takes seconds."""
+
+    def call(script, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no encodings"))
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        status = 0
+        try:
+            command_line.run_script(module.main)
+        except SystemExit as end:
+            status = end.code or 0
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, status, printed.out, printed.err)
+
+    return call

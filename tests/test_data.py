@@ -1,0 +1,268 @@
+"""Readers, cleaning, splits and the dataset, on files of a few rows; errors that name the place."""
+
+import json
+
+import polars as pl
+import pytest
+from conftest import SHARED
+
+from classification.data import IMDbDataset, load_splits
+from classification.sources import DataSettings
+from gpt2.command_line import UserError
+from gpt2.files import clean_text, read_table
+from gpt2.tokenizer import get_encoding
+
+
+def load(path, **settings):
+    return load_splits(DataSettings(data=str(path), **settings), seed=1)
+
+
+def all_rows(splits):
+    return {
+        (text, splits.labels[label])
+        for _, frame in splits.items()
+        for text, label in frame.select("text", "label").rows()
+    }
+
+
+def numbered(count, labels=("good", "bad")):
+    return [(f"film number {i} was {labels[i % len(labels)]}", labels[i % len(labels)])
+            for i in range(count)]  # fmt: skip
+
+
+# ---- reading
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_the_same_rows_from_every_kind_of_file(tmp_path, suffix):
+    rows = [*numbered(30, ("sad", "funny", "odd")), ('he said "no", twice\tand left', "odd")]
+    frame = pl.DataFrame(rows, schema=["body", "topic"], orient="row")
+    path = tmp_path / f"mine.{suffix}"
+    {
+        "csv": frame.write_csv,
+        "tsv": lambda p: frame.write_csv(p, separator="\t"),
+        "json": frame.write_json,
+        "jsonl": frame.write_ndjson,
+        "parquet": frame.write_parquet,
+    }[suffix](path)
+    splits = load(path, text_column="body", label_column="topic")
+    assert splits.labels == ["funny", "odd", "sad"]
+    assert all_rows(splits) == {(clean_text(text), label) for text, label in rows}
+
+
+def test_labels_are_sorted_by_value_and_keep_their_spelling(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(
+        f"text {i},{label}\n" for i, label in enumerate(["10", "2", "01"] * 10)))  # fmt: skip
+    assert load(tmp_path / "a.csv").labels == ["01", "2", "10"]
+    rows = [{"text": f"t {i}", "label": [True, 2, "x"][i % 3]} for i in range(30)]
+    (tmp_path / "b.json").write_text(json.dumps(rows))
+    assert load(tmp_path / "b.json").labels == ["2", "true", "x"]
+
+
+def test_whole_numbers_stored_as_floats_are_whole_labels(tmp_path):
+    pl.DataFrame({"text": [f"t {i}" for i in range(21)], "label": [*[0.0, 1.0] * 10, None]}
+                 ).write_parquet(tmp_path / "a.parquet")  # fmt: skip
+    splits = load(tmp_path / "a.parquet")
+    assert splits.labels == ["0", "1"] and splits.removed["missing label"] == 1
+
+
+def test_sms_spam_has_no_header_and_bare_quotes(tmp_path):
+    """As published: no header line, no suffix, tab-separated, quotes that never close."""
+    lines = [
+        f'ham\t"see you at {i}, he said' if i % 2 else f"spam\tWIN {i} pounds" for i in range(20)
+    ]
+    (tmp_path / "SMSSpamCollection").write_text("\n".join(lines) + "\n")
+    splits = load(tmp_path / "SMSSpamCollection", columns="label,text")
+    assert splits.labels == ["ham", "spam"]
+    assert ('"see you at 7, he said', "ham") in all_rows(splits)
+    assert sum(len(frame) for _, frame in splits.items()) == 20
+
+
+def test_ag_news_has_two_text_columns_and_a_test_file(tmp_path):
+    for name, count in (("train.csv", 20), ("test.csv", 4)):
+        (tmp_path / name).write_text(
+            "".join(f'"{i % 4 + 1}","{name} {i}","body, of {i}"\n' for i in range(count))
+        )
+    splits = load(tmp_path, columns="label,title,body", text_column="title,body")
+    assert splits.labels == ["1", "2", "3", "4"] and len(splits.test) == 4
+    assert "test.csv 3 body, of 3" in splits.test["text"].to_list()
+    assert (len(splits.train), len(splits.validation)) == (16, 4)
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
+    (tmp_path / "a.csv").write_bytes(
+        b"\xef\xbb\xbf" + b"text,label\n" + b"".join(b"t%d,%d\n" % (i, i % 2) for i in range(20))
+    )
+    assert load(tmp_path / "a.csv").labels == ["0", "1"]
+
+
+def test_a_split_column_is_followed(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "text,label,fold\na,1,train\nb,0,Train\nc,1,dev\nd,0,test\ne,1,test\n"
+    )
+    splits = load(tmp_path / "a.csv", split_column="fold")
+    assert [len(frame) for _, frame in splits.items()] == [2, 1, 2]
+
+
+def write_imdb(folder, train, test):
+    (folder / "plain_text").mkdir(parents=True)
+    for name, rows in (("train", train), ("test", test)):
+        pl.DataFrame(
+            rows, schema={"text": pl.String, "label": pl.Int64}, orient="row"
+        ).write_parquet(folder / "plain_text" / f"{name}-00000-of-00001.parquet")
+
+
+def test_the_imdb_layout_has_named_labels(tmp_path):
+    rows = [(f"review {i}", i % 2) for i in range(20)]
+    write_imdb(tmp_path, rows, [("a test review", 0)])
+    splits = load(tmp_path)
+    assert splits.labels == ["negative", "positive"]
+    assert ("review 3", "positive") in all_rows(splits)
+    assert splits.test["text"].to_list() == ["a test review"]
+
+
+def test_acl_imdb_keeps_each_film_on_one_side(tmp_path):
+    """Line i of urls_pos.txt is the film of the review pos/i_*.txt."""
+    for split in ("train", "test"):
+        for label in ("pos", "neg"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            films = [f"tt{split == 'test'}{i // 4:04}" for i in range(40)]
+            films = [film.replace("True", "9").replace("False", "1") for film in films]
+            for i, film in enumerate(films):
+                (folder / f"{i}_7.txt").write_text(f"{split} {label} {film} review {i}")
+            (tmp_path / split / f"urls_{label}.txt").write_text(
+                "".join(f"http://www.imdb.com/title/{film}/usercomments\n" for film in films)
+            )
+    splits = load(tmp_path)
+    assert [len(frame) for _, frame in splits.items()] == [64, 16, 80]
+    assert splits.labels == ["negative", "positive"]
+    films = {split: {text.split()[2] for text in frame["text"]} for split, frame in splits.items()}
+    assert films["train"].isdisjoint(films["validation"])
+    assert films["train"] | films["validation"] == {f"tt1{i:04}" for i in range(10)}
+    assert all(" pos " in text for text in splits.train.filter(label=1)["text"])
+
+
+# ---- cleaning
+
+
+def test_clean_text():
+    assert clean_text(" a<br /><br>b &amp; c\u00a0 &#345;\n") == "a b & c ř"
+    assert clean_text("R&not and 3 < 4 > 2 &c;") == "R&not and 3 < 4 > 2 &c;"
+    assert clean_text("<br />") == ""
+
+
+def test_every_removal_is_counted_and_no_text_stands_in_two_splits(tmp_path):
+    train = [(f"train {i}", i % 2) for i in range(20)]
+    train += [("twice", 1), ("twice<br />", 1)]  # equal once cleaned
+    train += [("undecided", 0), ("undecided", 1)]
+    train += [("in test", 1), ("  ", 0), (None, 1), ("no label", None)]
+    test = [("in test", 0), ("copy", 1), ("copy", 1), ("both", 0), ("both", 1), ("only", 0)]
+    write_imdb(tmp_path, train, test)
+    splits = load(tmp_path)
+    assert splits.removed == {
+        "empty text": 2, "missing label": 1, "contradicting labels": 4, "duplicate": 1,
+        "also in test": 1,
+    }  # fmt: skip
+    assert splits.cleaned["<br />"] == 1
+    assert splits.test["text"].to_list() == ["in test", "copy", "copy", "only"]  # test as given
+    texts = [set(frame["text"]) for _, frame in splits.items()]
+    assert texts[0] | texts[1] == {f"train {i}" for i in range(20)} | {"twice"}
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+
+
+# ---- splitting
+
+
+def test_splits_are_stratified_seeded_and_cut_from_the_data(tmp_path):
+    rows = numbered(100, ("a", "a", "a", "b"))
+    pl.DataFrame(rows, schema=["text", "label"], orient="row").write_csv(tmp_path / "a.csv")
+    first, again = load(tmp_path / "a.csv"), load(tmp_path / "a.csv")
+    assert [len(frame) for _, frame in first.items()] == [64, 16, 20]
+    assert [frame["label"].sum() for _, frame in first.items()] == [16, 4, 5]
+    assert first.train.equals(again.train) and first.test.equals(again.test)
+    other = load_splits(DataSettings(data=str(tmp_path / "a.csv")), seed=2)
+    assert not first.test.equals(other.test)
+    few = load(tmp_path / "a.csv", max_train=10, max_validation=5, max_test=3)
+    assert [len(frame) for _, frame in few.items()] == [10, 5, 3]
+    assert set(few.test["text"]) < set(first.test["text"])
+
+
+# ---- the dataset
+
+
+def test_the_dataset_holds_exact_ids():
+    encoding = get_encoding("mini")
+    dataset = IMDbDataset(["a fine film", "<|endoftext|>"], [0, 2], encoding, max_length=100)
+    tokens, target = dataset[0]
+    assert (tokens.tolist(), target.item()) == (encoding.encode_ordinary("a fine film"), 0)
+    tokens, target = dataset[1]
+    assert encoding.eot_token not in tokens and target.item() == 2
+    assert encoding.decode(tokens.tolist()) == "<|endoftext|>"
+
+
+def test_long_texts_lose_their_end_and_are_counted():
+    dataset = IMDbDataset(["one two three four", "one"], [0, 1], get_encoding("mini"), max_length=2)
+    assert dataset.lengths.tolist() == [2, 1] and len(dataset[0][0]) == 2
+    assert (dataset.full_lengths > dataset.lengths).tolist() == [True, False]
+
+
+@pytest.mark.skipif(not (SHARED / "imdb").is_dir(), reason="the real reviews are not here")
+def test_the_real_reviews():
+    """Facts of IMDb: 25,000 test reviews, copies in train, none left in two splits."""
+    splits = load(SHARED / "imdb")
+    assert len(splits.test) == 25_000 and splits.test["label"].sum() == 12_500
+    assert splits.removed["duplicate"] >= 96 and splits.removed["also in test"] >= 123
+    assert splits.cleaned["<br />"] == 29_197
+    texts = [set(frame["text"]) for _, frame in splits.items()]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    "name, content, settings, message",
+    [
+        ("a.csv", b"", {}, "a.csv: the file is empty"),
+        ("a.csv", b"text,label\n", {}, "a.csv: the file has no rows"),
+        ("a.csv", b"text,label\nok,1\ncaf\xe9,0\n", {}, r"line 3 is not UTF-8 \(byte 0xe9\)"),
+        ("a.csv", b"review,y\na,1\n", {}, r"no column 'text' .*--text-column.* has: review, y"),
+        ("a.csv", b"text,y\na,1\n", {}, r"no column 'label' .*--label-column.* has: text, y"),
+        ("a.csv", b"text,label\na,1\nb, c,0\n", {}, "line 3 has 3 fields, but the header line"),
+        ("a.csv", b"a,1,2\n", {"columns": "text,label"}, "line 1 has 3 fields, but --columns"),
+        ("a.csv", b"text,label\na,1\nb,1\n", {}, "all training rows have the same label, '1'"),
+        ("a.csv", b"text,label\na,1\nb,0\n", {}, "cannot be split by label"),
+        ("a.csv", b"text,label\n ,1\n,0\n", {}, "no rows to train on"),
+        ("a.json", b'[{"text": "a",}]', {}, "line 1 is not JSON"),
+        ("a.json", b'{"text": "a"}', {}, "holds one dict, not a list"),
+        ("a.jsonl", b'{"text": "a", "label": 1}\n{"text"\n', {}, "line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "a", "label": 1}\n[1]\n', {}, "row 2 is not an object"),
+        ("a.parquet", b"PAR1 but not really", {}, "not a readable Parquet file"),
+        ("a.xlsx", b"x", {}, "cannot read '.xlsx' files; use .csv"),
+        ("a.csv", b"text,label,s\na,1,dev\nb,0,foo\n", {"split_column": "s"}, "row 2 has 'foo'"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_refused_with_one_line(tmp_path, name, content, settings, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path / name, **settings)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_label_that_training_never_sees_is_refused(tmp_path):
+    (tmp_path / "train.csv").write_text(
+        "text,label\n" + "".join(f"t{i},{i % 2}\n" for i in range(9))
+    )
+    (tmp_path / "test.csv").write_text("text,label\nx,0\ny,7\n")
+    with pytest.raises(UserError, match=r"test split has the label '7', .* \(they have '0', '1'\)"):
+        load(tmp_path)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        load(tmp_path / "nothing.csv")
+    with pytest.raises(UserError, match="no train file in it"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        read_table(tmp_path / "nothing.csv")

@@ -1,0 +1,218 @@
+"""The loop: gradients under accumulation, schedule, best and last, repeatability, bad losses."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from classification.data import IMDbDataset
+from classification.evaluation import classification_loss
+from gpt2.batching import collate
+from gpt2.checkpoint import Checkpoint, load_checkpoint
+from gpt2.heads import ClassificationHead
+from gpt2.model import GPT2, GPT2Config
+from gpt2.run_folder import RunFolder
+from gpt2.tokenizer import get_encoding
+from gpt2.training import (
+    NotFinite,
+    TrainingConfig,
+    learning_rate,
+    parameter_groups,
+    train,
+)
+
+TEXTS = ["good", "a very bad film indeed", "great fun", "it was awful " * 6, "fine", "dull dull",
+         "lovely little thing", "worst"]  # fmt: skip
+LABELS = [1, 0, 1, 0, 1, 0, 1, 0]
+
+
+def tiny_model(dropout=0.0, dtype=torch.float32, seed=0):
+    config = GPT2Config(2, 2, 16, 64, 8192, dropout)
+    torch.manual_seed(seed)
+    return GPT2(config, ClassificationHead(config, 2)).to(dtype)
+
+
+def tiny_dataset(texts=TEXTS, labels=LABELS):
+    return IMDbDataset(texts, labels, get_encoding("mini"), 64)
+
+
+def run_training(folder, config, model=None, evaluate=None, loss=classification_loss, dataset=None):
+    folder.mkdir(exist_ok=True)
+    model = model or tiny_model()
+    dataset = dataset or tiny_dataset()
+    checkpoint = Checkpoint("classification", get_encoding("mini"), {"labels": ["bad", "good"]})
+
+    def whole_loss():
+        with torch.no_grad():
+            total, count = classification_loss(
+                model, collate([dataset[i] for i in range(len(dataset))])
+            )
+        return {"loss": total.item() / count}
+
+    run = RunFolder(folder)
+    result = train(model, dataset, loss, evaluate or whole_loss, config, 1, run, checkpoint)
+    return model, result, run.read_log()
+
+
+def first_gradient(tmp_path, monkeypatch, micro_batch_size):
+    """The gradient that reaches AdamW in the first step over all 8 rows."""
+    gradients = {}
+    model = tiny_model(dtype=torch.float64)
+
+    def capture(optimizer, closure=None):
+        gradients.update({name: p.grad.clone() for name, p in model.named_parameters()})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", capture)
+        config = TrainingConfig(epochs=1, batch_size=8, micro_batch_size=micro_batch_size, clip=0,
+                                precision="float32")  # fmt: skip
+        run_training(tmp_path / str(micro_batch_size), config, model)
+    return gradients
+
+
+def difference(first, second):
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def test_one_batch_of_8_and_2x4_and_8x1_and_5_plus_3_give_the_same_gradient(tmp_path, monkeypatch):
+    whole = first_gradient(tmp_path, monkeypatch, 8)
+    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-3
+    for micro_batch_size in (4, 1, 5):
+        other = first_gradient(tmp_path, monkeypatch, micro_batch_size)
+        assert difference(whole, other) < 1e-6
+
+
+def test_the_mean_of_means_would_not(tmp_path, monkeypatch):
+    """The rule that litgpt has and transformers had: average the micro-batches' means."""
+    whole = first_gradient(tmp_path, monkeypatch, 8)
+    dataset, model = tiny_dataset(), tiny_model(dtype=torch.float64)
+    order = np.argsort(dataset.lengths, kind="stable")
+    for rows in (order[:5], order[5:]):
+        total, count = classification_loss(model, collate([dataset[int(row)] for row in rows]))
+        (total / count / 2).backward()
+    wrong = {name: p.grad for name, p in model.named_parameters()}
+    assert difference(whole, wrong) > 1e-4
+
+
+def test_four_rows_can_be_learnt_by_heart(tmp_path):
+    dataset = tiny_dataset(TEXTS[:4], LABELS[:4])
+    config = TrainingConfig(epochs=300, batch_size=4, learning_rate=1e-2, evaluate_every=300,
+                            weight_decay=0.0)  # fmt: skip
+    _, _, log = run_training(tmp_path, config, dataset=dataset)
+    assert log[0]["validation"]["loss"] == pytest.approx(math.log(2), abs=0.05)
+    assert log[-1]["validation"]["loss"] < 1e-3
+
+
+def test_a_run_is_repeatable_bit_for_bit(tmp_path):
+    config = TrainingConfig(epochs=3, batch_size=3, micro_batch_size=2)
+    (first, _, log), (second, _, again) = (
+        run_training(tmp_path / name, config, tiny_model(dropout=0.1)) for name in ("one", "two")
+    )
+    for (name, one), two in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, two), name
+    assert [r.get("loss") for r in log] == [r.get("loss") for r in again]
+    third, _, _ = run_training(tmp_path / "three", config, tiny_model(dropout=0.1, seed=1))
+    assert not torch.equal(first.wte.weight, third.wte.weight)
+
+
+@pytest.mark.parametrize(
+    "warmup, steps, schedule, expected",
+    [
+        (0.0, 1, "cosine", [1.0]),
+        (1.0, 1, "cosine", [1.0]),
+        (1.0, 4, "linear", [0.25, 0.5, 0.75, 1.0]),
+        (0.0, 4, "linear", [1.0, 0.75, 0.5, 0.25]),
+        (0.5, 4, "cosine", [0.5, 1.0, 1.0, 0.5]),
+        (0.25, 4, "constant", [1.0, 1.0, 1.0, 1.0]),
+        (0.1, 3, "linear", [1.0, 2 / 3, 1 / 3]),  # less than a step of warm-up is none
+    ],
+)
+def test_learning_rate(warmup, steps, schedule, expected):
+    config = TrainingConfig(learning_rate=1.0, warmup=warmup, schedule=schedule)
+    rates = [learning_rate(step, steps, config) for step in range(steps)]
+    assert rates == pytest.approx(expected)
+    assert min(rates) > 0
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    model = tiny_model()
+    decayed, others = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert {p.dim() for p in decayed["params"]} == {2}
+    assert {p.dim() for p in others["params"]} == {1}
+    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+def scripted(losses):
+    """An evaluation that returns these losses in turn; the first is the one before training."""
+    remaining = iter(losses)
+    return lambda: {"loss": next(remaining)}
+
+
+def test_best_is_the_lowest_loss_and_last_is_the_last(tmp_path):
+    config = TrainingConfig(epochs=3, batch_size=8)
+    model, result, _ = run_training(tmp_path, config, evaluate=scripted([9, 3, 1, 2]))
+    assert result.best_step == 2
+    for name, step, loss in (("best", 2, 1), ("last", 3, 2)):
+        progress = json.loads((tmp_path / name / "config.json").read_text())["progress"]
+        assert (progress["step"], progress["validation"]["loss"]) == (step, loss)
+    last, _ = load_checkpoint(tmp_path / "last", "classification")
+    best, _ = load_checkpoint(tmp_path, "classification")
+    assert torch.equal(last.wte.weight, model.wte.weight)
+    assert not torch.equal(best.wte.weight, model.wte.weight)
+
+
+def test_early_stopping_on_request(tmp_path):
+    losses = [9, 3, 1, 2, 2, 2, 2, 2]
+    config = TrainingConfig(epochs=7, batch_size=8, patience=2)
+    _, result, _ = run_training(tmp_path / "patient", config, evaluate=scripted(losses))
+    assert (result.steps, result.best_step, result.stopped_early) == (4, 2, True)
+    config.patience = 0
+    _, result, _ = run_training(tmp_path / "endless", config, evaluate=scripted(losses))
+    assert (result.steps, result.stopped_early) == (7, False)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_rows(tmp_path):
+    calls = []
+
+    def loss(model, batch):
+        calls.append(batch)
+        total, count = classification_loss(model, batch)
+        return (total * math.nan, count) if len(calls) == 3 else (total, count)
+
+    config = TrainingConfig(epochs=2, batch_size=4, evaluate_every=1)
+    model = tiny_model()
+    with pytest.raises(NotFinite, match=r"step 3: loss nan.* rows (\d, ){3}\d;"):
+        run_training(tmp_path, config, model, loss=loss)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    last, _ = load_checkpoint(tmp_path / "last", "classification")
+    assert torch.equal(last.wte.weight, model.wte.weight)  # step 2, as it was
+
+
+def test_the_log_has_every_step_that_was_asked_for(tmp_path):
+    config = TrainingConfig(epochs=3, batch_size=3, log_every=2, evaluate_every=4)
+    _, result, log = run_training(tmp_path, config)
+    assert [r["step"] for r in log if "loss" in r] == [2, 4, 6, 8, 9]
+    assert [r["step"] for r in log if "validation" in r] == [0, 4, 8, 9]
+    assert result.tokens == 3 * sum(tiny_dataset().lengths)
+
+
+def test_max_steps_ends_the_run_and_its_schedule(tmp_path):
+    config = TrainingConfig(epochs=3, batch_size=3, max_steps=4, log_every=1, warmup=0)
+    _, result, log = run_training(tmp_path, config)
+    assert result.steps == 4 and not result.stopped_early
+    rates = [r["learning_rate"] for r in log if "learning_rate" in r]
+    assert rates == [learning_rate(step, 4, config) for step in range(4)]
+
+
+def test_what_is_frozen_stays_as_it_was(tmp_path):
+    from gpt2.model import choose_trainable
+
+    model = tiny_model()
+    choose_trainable(model, "last:1")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    run_training(tmp_path, TrainingConfig(epochs=2, batch_size=4), model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (not parameter.requires_grad), name
