@@ -19,11 +19,12 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from classification.data import load_splits
+from classification.data import describe_splits, load_splits
 from classification.evaluation import classification_metrics
 from classification.sources import DataSettings
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.reporting import format_table, percent
+from gpt2.run_folder import RunFolder
 
 FEATURES = ("count", "tfidf", "nb")
 
@@ -108,13 +109,14 @@ class BaselineSettings:
     """Baseline"""
 
     features: str = flag("count", "what a text is turned into", choices=FEATURES)
-    out: str = flag("", "folder that gets baseline.json; left out, nothing is written")
-    overwrite: bool = flag(False, "replace the baseline.json in --out")
+    out: str = flag("", "run folder for config.json and results.json; left out, nothing is written")
+    overwrite: bool = flag(False, "replace the run that lies in --out")
     seed: int = flag(1, "seed of the splits, as in train_gpt.py", at_least=0)
 
 
 def main() -> None:
     data, settings = parse_flags([DataSettings, BaselineSettings], __doc__.splitlines()[0])
+    run = RunFolder.choose(settings, "baseline") if settings.out else None
     splits = load_splits(data, settings.seed)
     for split, frame in splits.items():
         print(f"{split:<10} {len(frame):>7,} rows")
@@ -140,6 +142,15 @@ def main() -> None:
     print()
     for label, words in zip(splits.labels, model.heaviest_words(), strict=True):
         print(f"speaks for '{label}': {', '.join(words)}")
+    if run:
+        run.start({"data": data, "baseline": settings}, device="cpu")
+        baseline = {"name": "logistic regression", "features": settings.features,
+                    "seconds": seconds} | results  # fmt: skip
+        run.write_json(
+            "results.json",
+            {"task": "classification", "data": describe_splits(splits), "baseline": baseline},
+        )
+        print(f"everything of this run: {run.folder}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -155,6 +156,13 @@ class IMDbDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.tokens[index].long(), self.labels[index]
+
+
+def describe_splits(splits: Splits) -> dict[str, Any]:
+    """The part of results.json that says what the data was."""
+    rows = {split: len(frame) for split, frame in splits.items()}
+    return {"name": splits.name, **rows, "labels": splits.labels, "removed": splits.removed,
+            "cleaned": splits.cleaned}  # fmt: skip
 
 
 def print_summary(splits: Splits, train: IMDbDataset) -> None:

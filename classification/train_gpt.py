@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from baselines.train_logreg import FEATURES, BagOfWords
-from classification.data import IMDbDataset, Splits, load_splits, print_summary
+from classification.data import IMDbDataset, Splits, describe_splits, load_splits, print_summary
 from classification.evaluation import (
     classification_loss,
     classification_metrics,
@@ -139,9 +139,7 @@ def main() -> None:
     baseline, baseline_seconds = fit_baseline(splits, head.features)
     results = {
         "task": "classification",
-        "data": {"name": splits.name}
-        | {split: len(frame) for split, frame in splits.items()}
-        | {"labels": splits.labels, "removed": splits.removed, "cleaned": splits.cleaned},
+        "data": describe_splits(splits),
         "model": {
             "name": model_settings.model,
             "init": model_settings.init,

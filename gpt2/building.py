@@ -14,6 +14,8 @@ from gpt2.command_line import UserError, flag
 from gpt2.model import GPT2, SIZES, GPT2Config, choose_trainable
 from gpt2.tokenizer import get_encoding
 
+_MINI_VOCABULARY = SIZES["mini"].vocab_size
+
 
 @dataclass
 class ModelSettings:
@@ -50,17 +52,16 @@ def choose_config(settings: ModelSettings) -> tuple[GPT2Config, tiktoken.Encodin
                     "its own"
                 )
         config = dataclasses.replace(SIZES[settings.model], dropout=settings.dropout)
-        return config, get_encoding("mini" if settings.model == "mini" else "gpt2")
+        return config, get_encoding("mini" if config.vocab_size == _MINI_VOCABULARY else "gpt2")
     defaults = {"n_layer": 4, "n_head": 4, "n_embd": 128}
     chosen = {name: value or defaults[name] for name, value in shape.items()}
-    encoding = get_encoding("mini")
     try:
         config = GPT2Config(
-            **chosen, n_positions=512, vocab_size=encoding.n_vocab, dropout=settings.dropout
+            **chosen, n_positions=512, vocab_size=_MINI_VOCABULARY, dropout=settings.dropout
         )
     except ValueError as error:
         raise UserError(f"--model scratch: {error}") from None
-    return config, encoding
+    return config, get_encoding("mini")
 
 
 def check_max_length(max_length: int, config: GPT2Config) -> None:

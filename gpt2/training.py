@@ -30,7 +30,7 @@ class TrainingConfig:
     max_steps: int = flag(
         0, "optimizer steps at which to stop early; 0 runs all epochs", at_least=0
     )
-    batch_size: int = flag(32, "rows in each optimizer step", at_least=1)
+    batch_size: int = flag(16, "rows in each optimizer step", at_least=1)
     micro_batch_size: int = flag(
         0, "rows in memory at once; lower it when memory runs out, the gradient stays the same; 0 "
         "takes the whole batch", at_least=0

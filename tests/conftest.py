@@ -82,8 +82,8 @@ def call_script(tmp_path, monkeypatch, capsys):
     """Like `run_script`, but inside this process: for scripts that end before they train, because
     starting a process and importing torch takes seconds."""
 
-    def call(script, *arguments):
-        monkeypatch.chdir(tmp_path)
+    def call(script, *arguments, cwd=tmp_path):
+        monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no encodings"))

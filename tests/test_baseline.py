@@ -1,5 +1,7 @@
 """The bag of words: what it learns, on which rows, and its words."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import SHARED
@@ -50,7 +52,7 @@ def test_texts_without_words_are_refused():
 
 
 def test_script_prints_the_same_figures_as_the_comparison(run_script, tmp_path):
-    done = run_script("baselines/train_logreg.py")
+    done = run_script("baselines/train_logreg.py", "--out", "run")
     assert done.returncode == 0, done.stderr
     splits = load_splits(DataSettings(), seed=1)
     model = BagOfWords("count").fit(splits.train["text"], splits.train["label"].to_numpy(), 2)
@@ -59,6 +61,9 @@ def test_script_prints_the_same_figures_as_the_comparison(run_script, tmp_path):
     )
     assert f"{100 * metrics['accuracy']:.1f} %" in done.stdout.split("| test")[1]
     assert "speaks for 'negative': " in done.stdout
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["baseline"]["test"] == pytest.approx(metrics)
+    assert results["data"]["test"] == 120
 
 
 @pytest.mark.skipif(not (SHARED / "imdb").is_dir(), reason="the real reviews are not here")

@@ -60,7 +60,7 @@ def test_the_run_folder_is_complete(trained):
         assert set(metrics) == {"loss", "accuracy", "precision", "recall", "f1"}
         assert all(0 <= metrics[key] <= 1 for key in metrics if key != "loss")
     assert 0.9 < results["training"]["useful_token_share"] <= 1
-    assert results["training"]["steps"] == 2
+    assert results["training"]["steps"] == 3
     assert sum(map(sum, results["confusion"]["matrix"])) == 12
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["model"]["n_embd"] == 16 and "torch" in config["versions"]
@@ -196,7 +196,7 @@ def refused(done, *parts):
         (["--data", "nothing.csv"], ["--data nothing.csv", "no such file"]),
         (["--data", "imdb"], ["stanfordnlp/imdb", "cannot be downloaded", "--data PATH"]),
         (["--text-column", "body", "--data", "ok.csv"], ["no column 'body'", "text, label"]),
-        (["--data", "ok.csv", "--max-train", "31"], ["31 training rows", "batch of 32"]),
+        (["--data", "ok.csv", "--max-train", "15"], ["15 training rows", "batch of 16"]),
         (["--max-length", "513"], ["--max-length 513", "512"]),
         (["--epoch", "3"], ["unknown argument '--epoch'", "did you mean --epochs?"]),
         (["--epochs", "three"], ["--epochs", "three"]),

@@ -1,0 +1,123 @@
+"""README holds what it says: each of its commands runs, each of its snippets works.
+
+Commands run on small stand-ins for the data, cut short by flags that are appended; what they cost
+in full is for the reader to see, not for a test. The two commands that install are `.ci/run`'s.
+"""
+
+import re
+import shlex
+
+import polars as pl
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from classification.sources import SAMPLE
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+# The later of two equal flags counts, so these shorten any training command.
+SHORT = shlex.split(
+    "--max-train 24 --max-validation 8 --max-test 8 --max-length 16 --epochs 1 --batch-size 8"
+)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """A folder in which every path that README names exists, with a few rows each."""
+    folder = tmp_path_factory.mktemp("readme") / "here"
+    folder.mkdir()
+    rows = pl.read_csv(SAMPLE).sample(60, seed=0)
+    rows = rows.with_columns(split=pl.Series(["train", "train", "test"] * 20))
+    rows.write_csv(folder / "mine.csv")
+    rows.write_ndjson(folder / "mine.jsonl")
+    rows.select(body="text", topic="label").write_csv(folder / "mine.tsv", separator="\t")
+    rows.select("label", "text").write_csv(
+        folder / "SMSSpamCollection", separator="\t", include_header=False
+    )
+    (folder / "ag_news").mkdir()
+    for name in ("train", "test"):
+        rows.select("label", title="text", body="text").write_csv(
+            folder / f"ag_news/{name}.csv", include_header=False
+        )
+    (folder.parent / "shared/imdb/plain_text").mkdir(parents=True)
+    numbers = rows.with_columns(pl.col("label").replace_strict({"negative": 0, "positive": 1}))
+    for name, part in (("train", numbers[:40]), ("test", numbers[40:])):
+        part.select("text", "label").write_parquet(
+            folder.parent / f"shared/imdb/plain_text/{name}-00000-of-00001.parquet"
+        )
+        for short, value in (("neg", 0), ("pos", 1)):
+            texts = part.filter(label=value)["text"]
+            (folder / "aclImdb" / name / short).mkdir(parents=True)
+            for number, text in enumerate(texts):
+                (folder / f"aclImdb/{name}/{short}/{number}_5.txt").write_text(text)
+            (folder / f"aclImdb/{name}/urls_{short}.txt").write_text(
+                "".join(f"http://www.imdb.com/title/tt{name}{i // 2}/\n" for i in range(len(texts)))
+            )
+    (folder / "reviews.txt").write_text("a fine film\nno\n")
+    return folder
+
+
+def test_the_commands_are_those_that_are_tested():
+    installs = [command for command in COMMANDS if command.startswith("pip ")]
+    assert installs == [
+        "pip install -e . && python classification/train_gpt.py",
+        "pip install -e '.[test]' && pytest",
+    ]
+    in_ci = (REPOSITORY / ".ci/run").read_text()
+    for command in installs:
+        assert command in in_ci
+    others = [command for command in COMMANDS if command not in installs]
+    assert len(others) > 12
+    assert all(command.startswith(("python ", "cat ")) for command in others)
+
+
+def test_every_command_runs(stand_ins, call_script, run_script):
+    """In README's order: prediction uses what the first command trained."""
+    for command in COMMANDS:
+        if command.startswith("pip "):
+            command = "python classification/train_gpt.py"
+        words = shlex.split(command)
+        if words[0] == "cat":
+            text = (stand_ins / words[1]).read_text()
+            done = run_script(*words[4:], cwd=stand_ins, stdin=text)
+        else:
+            script, arguments = words[1], words[2:]
+            if script.endswith("train_gpt.py") and "--help" not in arguments:
+                # 124 million parameters take minutes here, and their tokens a download
+                arguments = ["mini" if word == "gpt2" else word for word in arguments]
+                arguments += SHORT
+            done = call_script(script, *arguments, cwd=stand_ins)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout
+
+
+def test_every_file_that_is_linked_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 10
+    for link in links:
+        assert (REPOSITORY / link).exists(), link
+
+
+def test_the_architecture_snippets_work():
+    """Each snippet runs in the namespace of the file that README names for it."""
+    import gpt2.heads
+    import gpt2.model
+
+    namespace = {**vars(gpt2.heads), **vars(gpt2.model)}
+    namespace["POOLINGS"] = dict(gpt2.heads.POOLINGS)
+    namespace["SIZES"] = dict(gpt2.model.SIZES)
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) == 3
+    for snippet in snippets:
+        exec(snippet, namespace)
+    hidden = torch.tensor([[[1.0, -5.0], [0.0, -3.0], [9.0, 9.0]]])
+    pooled = namespace["POOLINGS"]["max"](hidden, torch.tensor([2]), None)
+    assert pooled.tolist() == [[1.0, -3.0]]
+    config = namespace["SIZES"]["nano"]
+    block = namespace["ParallelBlock"](config)
+    assert block(torch.zeros(2, 5, config.n_embd)).shape == (2, 5, config.n_embd)
