@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -60,10 +61,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame
     Raises UserError if the file is missing, empty, not UTF-8 or cannot be parsed.
     """
     suffix = path.suffix.lower()
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
+    _check_not_empty(path)
     if suffix not in ("", *TABLE_SUFFIXES):
         raise UserError(f"{path}: cannot read '{suffix}' files; use {', '.join(TABLE_SUFFIXES)}")
     delimited = suffix in ("", ".csv", ".tsv", ".txt")
@@ -78,7 +76,14 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame
     elif delimited:
         table = _read_delimited(path, read_utf8(path), suffix, columns)
     else:
-        table = _read_json(path, read_utf8(path), lines=suffix != ".json")
+        rows = _json_rows(path)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        table = pl.DataFrame(
+            {
+                name: pl.Series([_json_text(row.get(name)) for row in rows], dtype=pl.String)
+                for name in names
+            }
+        )
     if table.is_empty():
         raise UserError(f"{path}: the file has no rows")
     return table
@@ -159,10 +164,35 @@ def _check_field_counts(
             )
 
 
-def _read_json(path: Path, content: str, lines: bool) -> pl.DataFrame:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of one file as dictionaries. Values keep the type that JSON gives them; CSV and TSV
+    values are strings. Raises UserError as `read_table` does."""
+    if path.suffix.lower() not in (".json", ".jsonl", ".ndjson"):
+        return read_table(path).to_dicts()
+    _check_not_empty(path)
+    rows = _json_rows(path)
+    if not rows:
+        raise UserError(f"{path}: the file has no rows")
+    return rows
+
+
+def _check_not_empty(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty")
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
     """A list of objects, or one object a line. Python's parser names the line of a mistake, and
     takes columns of mixed types, which label columns are."""
-    if lines:
+    content = read_utf8(path)
+    if path.suffix.lower() == ".json":
+        try:
+            rows = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {error.lineno} is not JSON ({error.msg})") from None
+    else:
         rows = []
         for number, line in enumerate(content.split("\n"), start=1):
             if line.strip():
@@ -170,21 +200,12 @@ def _read_json(path: Path, content: str, lines: bool) -> pl.DataFrame:
                     rows.append(json.loads(line))
                 except json.JSONDecodeError as error:
                     raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
-    else:
-        try:
-            rows = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {error.lineno} is not JSON ({error.msg})") from None
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds one {type(rows).__name__}, not a list of objects")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path}: row {number} is not an object with named fields")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pl.DataFrame(
-        {name: pl.Series([_json_text(row.get(name)) for row in rows], dtype=pl.String)
-         for name in names}
-    )  # fmt: skip
+    return rows
 
 
 def _json_text(value: object) -> str | None:

@@ -8,6 +8,8 @@ Shape letters, used in every comment below:
     C  width of the model, n_embd   V  vocabulary size
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -53,6 +55,49 @@ SIZES = {
 }
 
 
+class KeyValueCache:
+    """Keys and values of all tokens seen so far, so that generation runs each token through the
+    model once. Rows may have different lengths: each is stored at its own positions.
+
+    lengths (B,) int64: tokens of each row that are stored and count. The caller adds to it.
+    """
+
+    def __init__(self, config: GPT2Config, rows: int, capacity: int, like: Tensor) -> None:
+        head_size = config.n_embd // config.n_head
+        shape = (config.n_layer, rows, config.n_head, capacity, head_size)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=like.device)
+        self.width = 0  # positions in use, in the longest row
+
+
+@dataclass
+class LayerCache:
+    """One layer's part of a `KeyValueCache`, and where the T new tokens of each row go."""
+
+    keys: Tensor  # (B, n_head, capacity, head_size)
+    values: Tensor  # (B, n_head, capacity, head_size)
+    positions: Tensor  # (B, T)
+    width: int  # positions in use once the new tokens are in
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store the new keys and values (B, n_head, T, head_size); return all that are in use,
+        (B, n_head, width, head_size), and which of them a new token may see, (B, 1, T, width).
+
+        Pads of a shorter row are stored too. They stand to the right of all that its next token may
+        see, and the tokens that follow overwrite them.
+        """
+        rows = torch.arange(k.size(0), device=k.device).unsqueeze(1)  # (B, 1)
+        self.keys[rows, :, self.positions] = k.transpose(1, 2).to(self.keys.dtype)
+        self.values[rows, :, self.positions] = v.transpose(1, 2).to(self.values.dtype)
+        places = torch.arange(self.width, device=k.device)
+        visible = places <= self.positions[:, None, :, None]  # (B, 1, T, width)
+        return (
+            self.keys[:, :, : self.width].to(k.dtype),
+            self.values[:, :, : self.width].to(v.dtype),
+            visible,
+        )
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and the tokens to its left.
 
@@ -66,7 +111,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         B, T, C = x.size()
         head_size = C // self.n_head
         q, k, v = self.c_attn(x).split(C, dim=2)
@@ -74,11 +119,15 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         v = v.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
 
-        # No attention mask: rows are padded on the right, so what is_causal hides already includes
-        # every pad that a real token could see. A mask together with is_causal is an error or, on
-        # some kernels, silently ignored (PyTorch #103749).
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        if cache is not None:
+            k, v, visible = cache.extend(k, v)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        else:
+            # No attention mask: rows are padded on the right, so what is_causal hides already
+            # includes every pad that a real token could see. A mask together with is_causal is an
+            # error or, on some kernels, silently ignored (PyTorch #103749).
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
@@ -110,8 +159,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -150,19 +199,26 @@ class GPT2(nn.Module):
             # variance independent of depth (GPT-2 paper, section 2.3).
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def hidden_states(self, tokens: Tensor) -> Tensor:
+    def hidden_states(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """What the trunk makes of `tokens` (B, T) int64: hidden states (B, T, C).
 
-        Raises ValueError if the rows are longer than the context.
+        With a `cache`, `tokens` go on where each row of it ends. Raises ValueError if the rows are
+        longer than the context.
         """
         T = tokens.size(1)
-        if T > self.config.n_positions:
-            raise ValueError(f"{T} tokens do not fit in a context of {self.config.n_positions}")
+        width = T if cache is None else cache.width + T
+        if width > self.config.n_positions:
+            raise ValueError(f"{width} tokens do not fit in a context of {self.config.n_positions}")
         positions = torch.arange(T, device=tokens.device)
-        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C)
+        if cache is not None:
+            positions = positions + cache.lengths.unsqueeze(1)  # (B, T)
+        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C) or (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
-        for block in self.h:
-            x = block(x)
+        for layer, block in enumerate(self.h):
+            if cache is None:
+                x = block(x)
+            else:
+                x = block(x, LayerCache(cache.keys[layer], cache.values[layer], positions, width))
         return self.ln_f(x)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -1,0 +1,147 @@
+"""Text from a language model, token by token, with a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2.command_line import flag
+from gpt2.model import GPT2, KeyValueCache
+
+
+@dataclass
+class SamplingSettings:
+    """Generation"""
+
+    max_new_tokens: int = flag(128, "tokens of an answer at most", at_least=1)
+    temperature: float = flag(
+        0.0, "0 takes the likeliest token each time; 1 samples as the model says; more is wilder",
+        at_least=0,
+    )  # fmt: skip
+    top_k: int = flag(0, "sample among the k likeliest tokens only; 0 among all", at_least=0)
+    top_p: float = flag(
+        1.0, "sample among the likeliest tokens that together have this probability", above=0,
+        at_most=1,
+    )  # fmt: skip
+    repetition_penalty: float = flag(
+        1.0, "above 1, tokens that already stand in the text become less likely", above=0
+    )
+
+
+class PromptTooLong(ValueError):
+    """The prompt leaves no room for an answer in the model's context."""
+
+
+@torch.no_grad()
+def generate_steps(
+    model: GPT2,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    stop_token: int,
+    seed: int = 0,
+) -> Iterator[list[int | None]]:
+    """The next token of each prompt, step by step; None for a row that has ended.
+
+    A row ends with `stop_token`, which is yielded, after `max_new_tokens`, or when it fills the
+    context. Rows do not depend on each other; row i samples with the random numbers of seed + i.
+    The model must be in evaluation mode.
+
+    Raises PromptTooLong if a prompt leaves no room for one token, ValueError if one is empty.
+    """
+    context = model.config.n_positions
+    lengths = [len(prompt) for prompt in prompts]
+    if min(lengths) == 0:
+        raise ValueError("a prompt needs at least one token")
+    if max(lengths) >= context:
+        raise PromptTooLong(
+            f"a prompt of {max(lengths)} tokens leaves no room for an answer in the model's "
+            f"context of {context}"
+        )
+    device = model.wte.weight.device
+    rows = len(prompts)
+    capacity = min(context, max(lengths) + settings.max_new_tokens)
+    cache = KeyValueCache(model.config, rows, capacity, like=model.wte.weight)
+    tokens = torch.zeros(rows, max(lengths), dtype=torch.int64, device=device)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = torch.tensor(prompt)
+    seen = torch.zeros(rows, model.config.vocab_size, dtype=torch.bool, device=device)
+    for row, prompt in enumerate(prompts):
+        seen[row, tokens[row, : len(prompt)]] = True
+    generators = [torch.Generator(device).manual_seed(seed + row) for row in range(rows)]
+
+    # --- the prompts, all at once; what follows each row's last token
+    hidden = model.hidden_states(tokens, cache)  # (B, T, C)
+    cache.lengths = torch.tensor(lengths, device=device)
+    cache.width = max(lengths)
+    last = hidden[torch.arange(rows, device=device), cache.lengths - 1]  # (B, C)
+
+    running = [True] * rows
+    for step in range(settings.max_new_tokens):
+        logits = model.head(last, cache.lengths).float()  # (B, V)
+        chosen = choose_tokens(logits, seen, settings, generators)  # (B,)
+        seen[torch.arange(rows, device=device), chosen] = True
+        tokens_of_rows = chosen.tolist()
+        yield [token if on else None for token, on in zip(tokens_of_rows, running, strict=True)]
+        running = [
+            on and token != stop_token and lengths[row] + step + 1 < context
+            for row, (on, token) in enumerate(zip(running, tokens_of_rows, strict=True))
+        ]
+        if not any(running) or step + 1 == settings.max_new_tokens:
+            return
+        # A row that has ended writes over its own beginning while others go on.
+        cache.lengths = cache.lengths * torch.tensor(running, device=device)
+        cache.width = max(n + step for n, on in zip(lengths, running, strict=True) if on)
+        last = model.hidden_states(chosen.unsqueeze(1), cache).squeeze(1)  # (B, C)
+        cache.lengths = cache.lengths + 1
+
+
+def generate(
+    model: GPT2,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    stop_token: int,
+    seed: int = 0,
+) -> list[list[int]]:
+    """The answer to each prompt as token ids, `stop_token` included where the model came to it.
+    See `generate_steps`."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    for step in generate_steps(model, prompts, settings, stop_token, seed):
+        for answer, token in zip(answers, step, strict=True):
+            if token is not None:
+                answer.append(token)
+    return answers
+
+
+def choose_tokens(
+    logits: Tensor, seen: Tensor, settings: SamplingSettings, generators: list[torch.Generator]
+) -> Tensor:
+    """One token for each row of `logits` (B, V) float32, as `settings` say. `seen` (B, V) bool
+    marks the tokens that already stand in the row."""
+    if settings.repetition_penalty != 1:
+        # Keskar et al. 2019, "CTRL", section 4.1; dividing a negative logit would favour it
+        penalised = torch.where(
+            logits > 0, logits / settings.repetition_penalty, logits * settings.repetition_penalty
+        )
+        logits = torch.where(seen, penalised, logits)
+    if settings.temperature == 0:
+        return logits.argmax(dim=1)
+    logits = logits / settings.temperature
+    if settings.top_k:
+        kth = logits.topk(min(settings.top_k, logits.size(1)), dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if settings.top_p < 1:
+        # Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1
+        ordered, order = logits.sort(dim=1, descending=True)
+        before = ordered.softmax(dim=1).cumsum(dim=1) - ordered.softmax(dim=1)
+        ordered = ordered.masked_fill(before >= settings.top_p, -torch.inf)
+        logits = torch.empty_like(logits).scatter_(1, order, ordered)
+    probabilities = logits.softmax(dim=1)
+    return torch.cat(
+        [
+            torch.multinomial(row, 1, generator=generator)
+            for row, generator in zip(probabilities, generators, strict=True)
+        ]
+    )

@@ -1,0 +1,236 @@
+"""From a name or a path to three splits of (instruction, input, output), and to token ids.
+
+Prompt and response are encoded apart, so that no token straddles the border between them; targets
+are the response's tokens and the final <|endoftext|>, nothing of the template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import tiktoken
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gpt2.batching import IGNORE
+from gpt2.command_line import UserError, flag
+from gpt2.files import read_rows
+from gpt2.hub import download_dataset
+from instruction.template import Template
+
+SAMPLE = Path(__file__).parent / "sample_instructions.json"
+# name -> repository, file, pinned commit
+DOWNLOADS = {
+    "alpaca": (
+        "yahma/alpaca-cleaned", "alpaca_data_cleaned.json",
+        "12567cabf869d7c92e573c7c783905fc160e9639",
+    ),
+    "alpaca-gpt4": (
+        "vicgalle/alpaca-gpt4", "data/train-00000-of-00001-6ef3991c06080e14.parquet",
+        "main",
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class DataSettings:
+    """Data"""
+
+    data: str = flag(
+        "sample",
+        "sample (340 built-in instructions), alpaca or alpaca-gpt4 (52,000 each, downloaded), or a "
+        "JSON, JSONL, CSV or Parquet file",
+    )
+    instruction_column: str = flag("instruction", "column with the instruction")
+    input_column: str = flag("input", "column with what the instruction is about; may be missing")
+    output_column: str = flag("output", "column with the answer")
+    max_train: int = flag(0, "training rows kept, chosen by the seed; 0 keeps all", at_least=0)
+    max_validation: int = flag(0, "validation rows kept; 0 keeps all", at_least=0)
+    max_test: int = flag(0, "test rows kept; 0 keeps all", at_least=0)
+    max_length: int = flag(512, "tokens kept of prompt and response together", at_least=2)
+    train_on_prompt: bool = flag(False, "take a loss on the prompt's tokens as well")
+
+
+@dataclass
+class Splits:
+    """Three DataFrames with the columns `instruction`, `input` and `output` (String)."""
+
+    name: str
+    train: pl.DataFrame
+    validation: pl.DataFrame
+    test: pl.DataFrame
+    removed: dict[str, int] = field(default_factory=dict)  # reason -> rows
+
+    def items(self) -> list[tuple[str, pl.DataFrame]]:
+        return [("train", self.train), ("validation", self.validation), ("test", self.test)]
+
+
+def load_splits(
+    settings: DataSettings, template: Template, encoding: tiktoken.Encoding, seed: int
+) -> Splits:
+    """Read, clean and split 80/10/10. The result depends on data, settings and `seed` alone.
+    Raises UserError for data that cannot be used."""
+    name, path = _find(settings.data)
+    frame = _read(path, settings)
+    removed = {}
+
+    def keep(reason: str, condition: pl.Expr) -> None:
+        nonlocal frame
+        kept = frame.filter(condition)
+        removed[reason] = len(frame) - len(kept)
+        frame = kept
+
+    keep("empty instruction", pl.col("instruction") != "")
+    keep("empty output", pl.col("output") != "")
+    keep("duplicate", pl.struct("instruction", "input").is_first_distinct())
+    prompts = [template.prompt(*row) for row in frame.select("instruction", "input").rows()]
+    lengths = [len(tokens) for tokens in encoding.encode_ordinary_batch(prompts)]
+    # At least one token of the response must fit; <|endoftext|> is a target and takes no room.
+    fits = pl.Series([length + 1 <= settings.max_length for length in lengths], dtype=pl.Boolean)
+    keep("no room for a response", pl.lit(fits) if len(frame) else pl.lit(True))
+
+    if len(frame) < 10:
+        raise UserError(
+            f"{settings.data}: {len(frame)} usable rows are left; at least 10 are needed"
+        )
+    frame = frame.sample(fraction=1, shuffle=True, seed=seed)
+    tenth = round(len(frame) / 10)
+    parts = {
+        "test": frame[:tenth],
+        "validation": frame[tenth : 2 * tenth],
+        "train": frame[2 * tenth :],
+    }
+    for split, rows in (
+        ("train", settings.max_train),
+        ("validation", settings.max_validation),
+        ("test", settings.max_test),
+    ):
+        parts[split] = parts[split][:rows] if rows else parts[split]
+    return Splits(name, **parts, removed=removed)
+
+
+def _find(data: str) -> tuple[str, Path]:
+    if data == "sample":
+        return data, SAMPLE
+    if data in DOWNLOADS:
+        repository, file, revision = DOWNLOADS[data]
+        return data, download_dataset(repository, [file], revision)[0]
+    path = Path(data)
+    if not path.exists():
+        names = ", ".join(["sample", *DOWNLOADS])
+        raise UserError(f"--data {path}: no such file (built-in names: {names})")
+    return path.resolve().stem, path
+
+
+def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
+    rows = read_rows(path)
+    columns = {
+        "instruction": settings.instruction_column,
+        "input": settings.input_column,
+        "output": settings.output_column,
+    }
+    known = list(dict.fromkeys(name for row in rows for name in row))
+    for column, name in columns.items():
+        if name not in known and column != "input":
+            hint = "; a file for classification?" if "label" in known else ""
+            raise UserError(
+                f"{path}: no field '{name}' (--{column}-column); the rows have: "
+                f"{', '.join(known)}{hint}"
+            )
+    texts: dict[str, list[str]] = {column: [] for column in columns}
+    for number, row in enumerate(rows, start=1):
+        for column, name in columns.items():
+            value = row.get(name, "" if column == "input" else None)
+            if column == "input" and value is None:
+                value = ""
+            if name not in row and column != "input":
+                raise UserError(f"{path}: row {number} has no field '{name}'")
+            if value is None:
+                value = ""  # an empty cell: cleaning counts it
+            if not isinstance(value, str):
+                raise UserError(
+                    f"{path}: row {number}: '{name}' is {type(value).__name__}, not text"
+                )
+            texts[column].append(value.strip())
+    return pl.DataFrame(texts, schema={column: pl.String for column in columns})
+
+
+class InstructionDataset(Dataset):
+    """Instructions as token ids. Row i is (tokens (length,) int64, targets (length,) int64).
+
+    targets[t] is the token that follows tokens[t], or -100 where no loss is taken: inside the
+    prompt, unless `train_on_prompt`. The last target is always <|endoftext|>; an over-long row
+    loses the end of its response instead (`truncated` counts these).
+
+    >>> from gpt2.tokenizer import get_encoding
+    >>> template = Template(without_input="Q: {instruction} A:")
+    >>> dataset = InstructionDataset([("Say hi.", "", " hi")], template, get_encoding("mini"), 64)
+    >>> tokens, targets = dataset[0]
+    >>> get_encoding("mini").decode(targets[targets >= 0].tolist())
+    ' hi<|endoftext|>'
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[str, str, str]],
+        template: Template,
+        encoding: tiktoken.Encoding,
+        max_length: int,
+        train_on_prompt: bool = False,
+    ) -> None:
+        prompts = encoding.encode_ordinary_batch([template.prompt(*row[:2]) for row in rows])
+        responses = encoding.encode_ordinary_batch([row[2] for row in rows])
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.truncated = 0
+        self.prompts = prompts  # for generation
+        for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            room = max_length - len(prompt)  # the last token, <|endoftext|>, is a target only
+            if room < 1 or not response:
+                raise ValueError(f"row {number} has no room for a response, or none")
+            self.truncated += len(response) > room
+            whole = torch.tensor([*prompt, *response[:room], encoding.eot_token], dtype=torch.int32)
+            tokens, targets = whole[:-1], whole[1:].clone()
+            if not train_on_prompt:
+                targets[: len(prompt) - 1] = IGNORE
+            self.rows.append((tokens, targets))
+        self.lengths = np.array([len(tokens) for tokens, _ in self.rows], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        tokens, targets = self.rows[index]
+        return tokens.long(), targets.long()
+
+
+def describe_splits(splits: Splits) -> dict[str, Any]:
+    """The part of results.json that says what the data was."""
+    rows = {split: len(frame) for split, frame in splits.items()}
+    return {"name": splits.name, **rows, "removed": splits.removed}
+
+
+def print_summary(splits: Splits, datasets: dict[str, InstructionDataset]) -> None:
+    """What the data is, before any time is spent on it."""
+    print(f"data: {splits.name}")
+    for split, frame in splits.items():
+        dataset = datasets[split]
+        with_input = (frame["input"] != "").sum()
+        print(
+            f"  {split:<10} {len(frame):>7,} rows   {with_input:,} with input, "
+            f"{dataset.truncated:,} responses truncated"
+        )
+    removed = [f"{reason} {count:,}" for reason, count in splits.removed.items() if count]
+    print(f"  rows removed:   {', '.join(removed) or 'none'}")
+    train = datasets["train"]
+    prompts = [len(prompt) for prompt in train.prompts]
+    responses = [int((targets != IGNORE).sum()) for _, targets in train.rows]
+    print(
+        f"  training tokens a row: prompt median {np.median(prompts):.0f}, targets median "
+        f"{np.median(responses):.0f}, p95 {np.percentile(responses, 95):.0f}"
+    )

@@ -1,0 +1,176 @@
+"""How good are the answers? Losses over a whole split, generated answers over a part of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tiktoken
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from gpt2.batching import IGNORE, Batch, collate, sorted_batches
+from gpt2.generation import SamplingSettings, generate
+from gpt2.model import GPT2
+from gpt2.training import autocast
+from instruction.data import InstructionDataset
+from instruction.tasks import TASKS, words
+from instruction.template import Template
+
+
+def instruction_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Cross-entropy in nats, summed over the targets that count, and how many these are.
+
+    Logits are computed where there is a target and nowhere else: with a vocabulary of 50,257 they
+    are by far the largest tensor of a step.
+    """
+    wanted = batch.targets != IGNORE  # (B, T)
+    hidden = model.hidden_states(batch.tokens)[wanted]  # (targets, C)
+    logits = model.head(hidden, batch.lengths)  # (targets, V)
+    return F.cross_entropy(logits.float(), batch.targets[wanted], reduction="sum"), len(hidden)
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: nn.Module,
+    dataset: InstructionDataset,
+    batch_size: int,
+    precision: str,
+    progress: str = "",
+) -> dict[str, float]:
+    """Mean loss (nats) and perplexity over all targets of `dataset`. The model must be in
+    evaluation mode. The mean is over targets, not over batches: the same at any batch size."""
+    device = next(model.parameters()).device
+    batches = sorted_batches(dataset.lengths, batch_size)
+    if progress:
+        batches = tqdm(batches, desc=progress, unit="batch", disable=None, leave=False)
+    total, targets = 0.0, 0
+    for rows in batches:
+        batch = collate([dataset[row] for row in rows]).to(device)
+        with autocast(device, precision):
+            loss, count = instruction_loss(model, batch)
+        total += loss.item()
+        targets += count
+    return {"loss": total / targets, "perplexity": math.exp(min(total / targets, 700))}
+
+
+@dataclass
+class Answer:
+    """A generated answer: its text without <|endoftext|>, and whether it ended by itself."""
+
+    text: str
+    ended: bool
+
+
+def answer_prompts(
+    model: GPT2,
+    encoding: tiktoken.Encoding,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    batch_size: int,
+    precision: str,
+    seed: int = 0,
+    progress: str = "",
+) -> list[Answer]:
+    """An answer to each prompt (token ids), in order. Prompts of similar length share a batch."""
+    device = next(model.parameters()).device
+    batches = sorted_batches([len(prompt) for prompt in prompts], batch_size)
+    if progress:
+        batches = tqdm(batches, desc=progress, unit="batch", disable=None, leave=False)
+    answers: dict[int, Answer] = {}
+    for rows in batches:
+        with autocast(device, precision):
+            generated = generate(
+                model, [prompts[row] for row in rows], settings, encoding.eot_token, seed
+            )
+        for row, tokens in zip(rows, generated, strict=True):
+            ended = tokens[-1:] == [encoding.eot_token]
+            answers[row] = Answer(encoding.decode(tokens[: len(tokens) - ended]).strip(), ended)
+    return [answers[row] for row in range(len(prompts))]
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """F1 of the longest common subsequence of words, between 0 and 1.
+
+    Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3. Words are those
+    of `tasks.words`: lower case, without punctuation, not stemmed.
+
+    >>> rouge_l("the cat sat", "The cat sat down.")
+    0.8571428571428571
+    """
+    ours, theirs = words(answer), words(reference)
+    if not ours or not theirs:
+        return float(ours == theirs)
+    previous = [0] * (len(theirs) + 1)
+    for word in ours:
+        current = [0]
+        for place, other in enumerate(theirs):
+            longest = (
+                previous[place] + 1 if word == other else max(previous[place + 1], current[-1])
+            )
+            current.append(longest)
+        previous = current
+    precision, recall = previous[-1] / len(ours), previous[-1] / len(theirs)
+    return 2 * precision * recall / (precision + recall) if previous[-1] else 0.0
+
+
+def loops(text: str) -> bool:
+    """Whether some run of three words stands in the text four times or more.
+
+    >>> loops("and so on " * 4), loops("one two three four")
+    (True, False)
+    """
+    found = words(text)
+    triples = Counter(zip(found, found[1:], found[2:], strict=False))
+    return max(triples.values(), default=0) >= 4
+
+
+def well_formed(answer: Answer, template: Template) -> bool:
+    """Ends by itself, is not empty, repeats no heading of the template and does not loop."""
+    return (
+        answer.ended
+        and bool(answer.text)
+        and not any(heading in answer.text for heading in template.headings())
+        and not loops(answer.text)
+    )
+
+
+def answer_metrics(
+    answers: Sequence[Answer], references: Sequence[str], template: Template
+) -> dict[str, float]:
+    """Means over all answers: ROUGE-L, the share that ends by itself, the share that is well formed
+    and the shares of what else can go wrong."""
+    count = len(answers)
+    headings = template.headings()
+    return {
+        "rouge_l": sum(map(rouge_l, (a.text for a in answers), references)) / count,
+        "ends_with_eos": sum(answer.ended for answer in answers) / count,
+        "empty": sum(not answer.text for answer in answers) / count,
+        "repeats_template": sum(any(h in answer.text for h in headings) for answer in answers)
+        / count,
+        "loops": sum(loops(answer.text) for answer in answers) / count,
+        "format_adherence": sum(well_formed(answer, template) for answer in answers) / count,
+    }
+
+
+def task_prompts(encoding: tiktoken.Encoding, template: Template) -> list[list[int]]:
+    """The token ids of each of `TASKS`, in their order."""
+    return [
+        encoding.encode_ordinary(template.prompt(task.instruction, task.input)) for task in TASKS
+    ]
+
+
+def task_metrics(answers: Sequence[Answer]) -> dict[str, float | dict[str, float]]:
+    """The share of `TASKS` that their answers solve, and the share by kind."""
+    solved = [task.check(answer.text) for task, answer in zip(TASKS, answers, strict=True)]
+    by_kind: dict[str, list[bool]] = {}
+    for task, success in zip(TASKS, solved, strict=True):
+        by_kind.setdefault(task.kind, []).append(success)
+    return {
+        "task_success": sum(solved) / len(solved),
+        "task_success_by_kind": {kind: sum(s) / len(s) for kind, s in by_kind.items()},
+    }

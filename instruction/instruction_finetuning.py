@@ -1,0 +1,196 @@
+"""Teach GPT-2 to follow instructions, with the model and the loop of classification.
+
+Without any flag it runs on the built-in instructions, offline, in a minute or two.
+
+    python instruction/instruction_finetuning.py
+    python instruction/instruction_finetuning.py --data alpaca --epochs 1
+    python instruction/instruction_finetuning.py --data mine.jsonl --output-column answer
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpt2.building import (
+    ModelSettings,
+    build_model,
+    check_max_length,
+    choose_config,
+    count_parameters,
+)
+from gpt2.checkpoint import Checkpoint, load_weights
+from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.generation import SamplingSettings
+from gpt2.heads import LanguageModelHead
+from gpt2.run_folder import RunFolder, RunSettings
+from gpt2.training import NotFinite, TrainingConfig, autocast, choose_device, train
+from instruction.data import (
+    DataSettings,
+    InstructionDataset,
+    describe_splits,
+    load_splits,
+    print_summary,
+)
+from instruction.evaluation import (
+    Answer,
+    answer_metrics,
+    answer_prompts,
+    evaluate_loss,
+    instruction_loss,
+    task_metrics,
+    task_prompts,
+)
+from instruction.report import comparison_table, write_report
+from instruction.template import Template
+
+# Answered at each evaluation, so that one sees the model learn.
+FIXED_PROMPTS = (("Name three colours.", ""), ("Is this positive or negative?", "What a day!"))
+
+
+@dataclass
+class EvaluationSettings:
+    """Evaluation"""
+
+    test_answers: int = flag(100, "test rows answered before and after, a fixed choice", at_least=1)
+    answer_tokens: int = flag(96, "tokens of each of these answers at most", at_least=1)
+
+
+def main() -> None:
+    data, model_settings, config, evaluation, run_settings = parse_flags(
+        [DataSettings, ModelSettings, TrainingConfig, EvaluationSettings, RunSettings],
+        "Teach GPT-2 to follow instructions, and compare its answers before and after.",
+    )
+    device = choose_device(run_settings.device)
+    seed = run_settings.seed
+    template = Template()
+
+    # ---- data, model, tokens
+    gpt2_config, encoding = choose_config(model_settings)
+    check_max_length(data.max_length, gpt2_config)
+    splits = load_splits(data, template, encoding, seed)
+    run = RunFolder.choose(run_settings, f"instruction-{splits.name}-{model_settings.model}")
+    if len(splits.train) < config.batch_size:
+        raise UserError(
+            f"{data.data}: {len(splits.train)} training rows are fewer than one batch of "
+            f"{config.batch_size}; give more rows or a smaller --batch-size"
+        )
+    model = build_model(gpt2_config, LanguageModelHead, config.train, seed).to(device)
+    datasets = {
+        split: InstructionDataset(
+            frame.rows(), template, encoding, data.max_length, data.train_on_prompt
+        )
+        for split, frame in splits.items()
+    }
+    print_summary(splits, datasets)
+    parameters, trainable = count_parameters(model)
+    arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
+    print(
+        f"model: {model_settings.model}, {model_settings.init} weights, {parameters:,} parameters, "
+        f"{trainable:,} trained; {arithmetic} on {device}"
+    )
+    run.start(
+        {"data": data, "model": model_settings, "training": config, "evaluation": evaluation,
+         "run": run_settings},
+        str(device),
+    )  # fmt: skip
+    print(f"run folder: {run.folder}\n")
+
+    # ---- fine-tuning, between two looks at the test split
+    greedy = SamplingSettings(max_new_tokens=evaluation.answer_tokens)
+    answered = np.random.default_rng(seed).permutation(len(splits.test))[: evaluation.test_answers]
+    references = splits.test["output"].gather(answered).to_list()
+    prompts = [datasets["test"].prompts[row] for row in answered]
+
+    def answers_to(some_prompts: list[list[int]], progress: str = "") -> list[Answer]:
+        return answer_prompts(
+            model, encoding, some_prompts, greedy, config.batch_size, config.precision,
+            progress=progress,
+        )  # fmt: skip
+
+    def look_at_test(when: str) -> tuple[dict[str, Any], list[Answer]]:
+        answers = answers_to(prompts, f"test answers, {when}")
+        return evaluate_loss(
+            model, datasets["test"], config.batch_size, config.precision, f"test loss, {when}"
+        ) | answer_metrics(answers, references, template) | task_metrics(
+            answers_to(task_prompts(encoding, template), f"tasks, {when}")
+        ), answers  # fmt: skip
+
+    def evaluate() -> dict[str, float]:
+        fixed = [encoding.encode_ordinary(template.prompt(*prompt)) for prompt in FIXED_PROMPTS]
+        for (instruction, text), answer in zip(FIXED_PROMPTS, answers_to(fixed), strict=True):
+            print(f"  {instruction} {text}".rstrip() + f"\n    -> {_shorten(answer.text)}")
+        return evaluate_loss(model, datasets["validation"], config.batch_size, config.precision)
+
+    model.eval()
+    before, answers_before = look_at_test("before")
+    checkpoint = Checkpoint(
+        "instruction",
+        encoding,
+        {"template": dataclasses.asdict(template), "max_length": data.max_length,
+         "data": splits.name},
+    )  # fmt: skip
+    try:
+        result = train(
+            model, datasets["train"], instruction_loss, evaluate, config, seed, run, checkpoint
+        )
+    except NotFinite as error:
+        raise UserError(str(error)) from None
+
+    # ---- evaluation of the weights that did best on validation, and comparison
+    load_weights(run.folder / "best", model)
+    model.eval()
+    after, answers_after = look_at_test("after")
+    validation = evaluate_loss(model, datasets["validation"], config.batch_size, config.precision)
+    results = {
+        "task": "instruction",
+        "data": describe_splits(splits)
+        | {"truncated": {split: dataset.truncated for split, dataset in datasets.items()}},
+        "model": {
+            "name": model_settings.model,
+            "init": model_settings.init,
+            "max_length": data.max_length,
+            "parameters": parameters,
+            "trainable": trainable,
+        },
+        "before": {"test": before},
+        "after": {"validation": validation, "test": after},
+        "training": dataclasses.asdict(result)
+        | {"tokens_per_second": result.tokens / result.seconds, "seed": seed},
+        "answers": [
+            {
+                "instruction": splits.test["instruction"][int(row)],
+                "input": splits.test["input"][int(row)],
+                "reference": reference,
+                "before": answer_before.text,
+                "after": answer_after.text,
+            }
+            for row, reference, answer_before, answer_after in zip(
+                answered, references, answers_before, answers_after, strict=True
+            )
+        ],
+    }
+    write_report(run, results)
+    print(f"\n{comparison_table(results)}\n")
+    print(
+        f"trained {result.steps} steps in {result.seconds:.1f} s, "
+        f"{result.tokens / result.seconds:,.0f} tokens a second, "
+        f"{result.useful_token_share:.1%} of them useful; best step {result.best_step}"
+    )
+    print(f"everything of this run: {run.folder / 'report.md'}")
+    script = os.path.relpath(os.path.join(os.path.dirname(__file__), "respond.py"))
+    print("\nnext, ask the model yourself:")
+    print(f'  python {script} {run.folder} "Name three colours."')
+
+
+def _shorten(text: str, limit: int = 100) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+if __name__ == "__main__":
+    run_script(main)
