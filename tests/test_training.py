@@ -42,7 +42,9 @@ def run_training(folder, config, model=None, evaluate=None, loss=classification_
     folder.mkdir(exist_ok=True)
     model = model or tiny_model()
     dataset = dataset or tiny_dataset()
-    checkpoint = Checkpoint("classification", get_encoding("mini"), {"labels": ["bad", "good"]})
+    checkpoint = Checkpoint(
+        "classification", get_encoding("mini"), {"labels": ["bad", "good"], "max_length": 64}
+    )
 
     def whole_loss():
         with torch.no_grad():
