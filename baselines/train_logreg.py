@@ -55,6 +55,7 @@ class BagOfWords:
             )
 
     def fit(self, texts: Sequence[str], targets: np.ndarray, num_classes: int) -> BagOfWords:
+        """Learn from `texts` and their class ids `targets` (rows,); every class must occur."""
         try:
             X = self.vectorizer.fit_transform(texts)  # (rows, words)
         except ValueError as error:  # an empty vocabulary

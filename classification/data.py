@@ -8,6 +8,7 @@ IMDbDataset   token ids and a class id for each row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,7 @@ class Splits:
     cleaned: dict[str, int] = field(default_factory=dict)  # step -> texts that it changed
 
     def items(self) -> list[tuple[str, pl.DataFrame]]:
+        """(name, rows) of the three splits."""
         return [("train", self.train), ("validation", self.validation), ("test", self.test)]
 
 
@@ -48,34 +50,40 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     The result depends on the data, the settings and `seed` alone; the baseline calls this as well,
     so both see the same rows. Raises UserError for data that cannot be used.
     """
+    source = settings.data
     name, parts = read_source(settings)
+    if "train" not in parts:
+        raise UserError(f"{source}: no row is marked as train")
     parts, cleaned, removed = clean(parts)
-    if "train" not in parts or parts["train"].is_empty():
-        raise UserError(f"{settings.data}: no rows to train on are left after cleaning")
-    _check_labels(settings.data, parts)
-
+    _check_rows(source, parts)
     if "test" not in parts:
-        parts["train"], parts["test"] = _cut(
-            settings.data, parts["train"], settings.test_share, seed
-        )
+        parts["train"], parts["test"] = _cut(source, parts["train"], settings.test_share, seed)
     if "validation" not in parts:
         parts["train"], parts["validation"] = _cut(
-            settings.data, parts["train"], settings.validation_share, seed
+            source, parts["train"], settings.validation_share, seed
         )
+    for split, rows in (
+        ("train", settings.max_train),
+        ("validation", settings.max_validation),
+        ("test", settings.max_test),
+    ):
+        if rows:
+            parts[split] = _keep(parts[split], rows, seed)
+    _check_rows(source, parts)  # again: cutting may have lost a class
 
     labels = sorted(parts["train"]["label"].unique().to_list(), key=_label_order)
-    limits = {
-        "train": settings.max_train,
-        "validation": settings.max_validation,
-        "test": settings.max_test,
+    frames = {
+        split: frame.select("text", pl.col("label").replace_strict(labels, range(len(labels))))
+        for split, frame in parts.items()
     }
-    frames = {}
-    for split, frame in parts.items():
-        frame = frame.select("text", pl.col("label").replace_strict(labels, range(len(labels))))
-        if limits[split] and len(frame) > limits[split]:
-            frame = frame.sample(limits[split], shuffle=True, seed=seed)
-        frames[split] = frame
     return Splits(name, labels, **frames, removed=removed, cleaned=cleaned)
+
+
+def _check_rows(source: str, parts: dict[str, pl.DataFrame]) -> None:
+    for split, frame in parts.items():
+        if frame.is_empty():
+            raise UserError(f"{source}: no {split} rows with a text and a label are left")
+    _check_labels(source, parts)
 
 
 def _check_labels(source: str, parts: dict[str, pl.DataFrame]) -> None:
@@ -98,27 +106,42 @@ def _check_labels(source: str, parts: dict[str, pl.DataFrame]) -> None:
 def _label_order(label: str) -> tuple[int, float, str]:
     """Numbers by value ("2" before "10"), then everything else by its characters."""
     try:
-        return (0, float(label), label)
+        value = float(label)
     except ValueError:
-        return (1, 0.0, label)
+        value = math.nan
+    return (0, value, label) if math.isfinite(value) else (1, 0.0, label)
 
 
 def _cut(
     source: str, frame: pl.DataFrame, share: float, seed: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Cut `share` of the rows off, stratified by label. Rows of one `group` stay together."""
+    """Cut `share` of the rows off, stratified by label. Rows of one `group` stay together; the
+    share is then rounded to tenths."""
     labels = frame["label"].to_numpy()
-    if "group" in frame.columns:
-        folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=seed)
-        kept, cut = next(folds.split(labels, labels, frame["group"].to_numpy()))
-    else:
-        try:
-            kept, cut = train_test_split(
+    try:
+        if "group" in frame.columns:
+            folds = StratifiedGroupKFold(10, shuffle=True, random_state=seed)
+            tenths = [fold for _, fold in folds.split(labels, labels, frame["group"].to_numpy())]
+            cut = np.concatenate(tenths[: max(1, round(10 * share))])
+        else:
+            _, cut = train_test_split(
                 np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed
             )
-        except ValueError as error:  # a class with one row, or fewer rows than classes
-            raise UserError(f"{source}: the rows cannot be split by label ({error})") from None
-    return frame[np.sort(kept)], frame[np.sort(cut)]
+    except ValueError as error:  # a class with one row, fewer rows than classes, too few groups
+        raise UserError(f"{source}: the rows cannot be split by label ({error})") from None
+    is_cut = np.zeros(len(labels), dtype=bool)
+    is_cut[cut] = True
+    return frame.filter(~is_cut), frame.filter(is_cut)
+
+
+def _keep(frame: pl.DataFrame, rows: int, seed: int) -> pl.DataFrame:
+    """`rows` of the rows, chosen by `seed`, each class in its share: row k of the n rows of a class
+    comes at place k/n."""
+    place = (pl.int_range(pl.len()).over("label") + 0.5) / pl.len().over("label")
+    return frame.sample(fraction=1, shuffle=True, seed=seed).sort(place, maintain_order=True)[:rows]
+
+
+_CHUNK = 10_000  # texts whose tokens are Python numbers at the same time
 
 
 class IMDbDataset(Dataset):
@@ -142,20 +165,26 @@ class IMDbDataset(Dataset):
         encoding: tiktoken.Encoding,
         max_length: int,
     ) -> None:
-        encoded = encoding.encode_ordinary_batch(list(texts))
-        self.full_lengths = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
-        if len(encoded) and self.full_lengths.min() == 0:
+        pieces, full_lengths = [], []
+        for start in range(0, len(texts), _CHUNK):
+            encoded = encoding.encode_ordinary_batch(list(texts[start : start + _CHUNK]))
+            full_lengths += map(len, encoded)
+            pieces += [np.array(tokens[:max_length], dtype=np.int32) for tokens in encoded]
+        self.full_lengths = np.array(full_lengths, dtype=np.int64)
+        if len(texts) and self.full_lengths.min() == 0:
             raise ValueError(f"row {self.full_lengths.argmin()} has no tokens")
         self.lengths = np.minimum(self.full_lengths, max_length)
-        # int32 halves the memory of a dataset that may hold millions of rows
-        self.tokens = [torch.tensor(tokens[:max_length], dtype=torch.int32) for tokens in encoded]
+        # One array for all rows: a tensor for each would take more memory than its tokens.
+        self.tokens = np.concatenate([*pieces, np.array([], dtype=np.int32)])
+        self.ends = self.lengths.cumsum()
         self.labels = torch.tensor(labels, dtype=torch.int64)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.tokens[index].long(), self.labels[index]
+        start, end = self.ends[index] - self.lengths[index], self.ends[index]
+        return torch.from_numpy(self.tokens[start:end].astype(np.int64)), self.labels[index]
 
 
 def describe_splits(splits: Splits) -> dict[str, Any]:
@@ -178,7 +207,8 @@ def print_summary(splits: Splits, train: IMDbDataset) -> None:
     removed = [f"{reason} {count:,}" for reason, count in splits.removed.items() if count]
     print(f"  rows removed:   {', '.join(removed) or 'none'}")
 
-    shares = np.bincount(splits.train["label"].to_numpy()) / len(splits.train)
+    counts = np.bincount(splits.train["label"].to_numpy(), minlength=len(splits.labels))
+    shares = counts / len(splits.train)
     if shares.max() > 2 * shares.min():
         rare, common = splits.labels[shares.argmin()], splits.labels[shares.argmax()]
         print(

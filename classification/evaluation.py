@@ -19,7 +19,8 @@ from gpt2.training import autocast
 def classification_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Cross-entropy in nats, summed over the rows of `batch`, and the number of rows."""
     logits = model(batch.tokens, batch.lengths)  # (B, num_classes)
-    return F.cross_entropy(logits.float(), batch.targets, reduction="sum"), len(batch.targets)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse
+    return F.cross_entropy(logits, batch.targets, reduction="sum"), len(batch.targets)
 
 
 @torch.no_grad()

@@ -92,10 +92,10 @@ def main() -> None:
     labels, max_length = checkpoint.settings["labels"], checkpoint.settings["max_length"]
 
     if settings.file:
-        source = open(settings.file, encoding="utf-8")
+        source = open(settings.file, encoding="utf-8-sig", newline="\n")
     else:
         if not arguments.texts:
-            sys.stdin.reconfigure(encoding="utf-8")
+            sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")
         source = nullcontext(sys.stdin)
     with source as lines:
         answers = predict(

@@ -64,7 +64,7 @@ def _report(results: dict[str, Any]) -> str:
         f"{model['trainable']:,} trained, pooling {model['pooling']}, {model['max_length']} tokens "
         f"a text at most. Training: {training['steps']} steps, {training['epochs']:g} epochs, "
         f"{training['tokens_per_second']:,.0f} tokens a second, "
-        f"{training['useful_token_share']:.1%} of them useful, seed {training['seed']}. The "
+        f"{percent(training['useful_token_share'])} useful tokens, seed {training['seed']}. The "
         f"weights of step {training['best_step']}, the best on validation "
         f"({percent(results['after']['validation']['accuracy'])}), were tested.",
         "## Curves\n\n![loss and accuracy over the steps](curves.png)",

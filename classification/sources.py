@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from gpt2.command_line import UserError, flag
+from gpt2.command_line import UserError, flag, flag_name
 from gpt2.files import TABLE_SUFFIXES, read_table, read_utf8
 from gpt2.hub import download_dataset
 
@@ -49,9 +50,6 @@ class DataSettings:
     max_train: int = flag(0, "training rows kept, chosen by the seed; 0 keeps all", at_least=0)
     max_validation: int = flag(0, "validation rows kept; 0 keeps all", at_least=0)
     max_test: int = flag(0, "test rows kept; 0 keeps all", at_least=0)
-    max_length: int = flag(
-        512, "tokens kept of each text; longer rows cost time and memory", at_least=1
-    )
 
 
 def read_source(settings: DataSettings) -> tuple[str, dict[str, pl.DataFrame]]:
@@ -60,17 +58,17 @@ def read_source(settings: DataSettings) -> tuple[str, dict[str, pl.DataFrame]]:
 
     Raises UserError if the data is missing or is not as the settings say.
     """
+    name, path = source_name(settings.data), Path(settings.data)
     if settings.data == "sample":
+        _refuse_columns(settings)
         frame = read_table(SAMPLE)
-        return "sample", _by_split_column(SAMPLE, frame, frame.select("text", "label"), "split")
+        return name, _by_split_column(SAMPLE, frame, frame.select("text", "label"), "split")
     if settings.data == "imdb":
+        _refuse_columns(settings)
         train, _ = download_dataset("stanfordnlp/imdb", IMDB_FILES, IMDB_REVISION)
-        return "imdb", _read_imdb(train.parent.parent)
-
-    path = Path(settings.data)
+        return name, _read_imdb(train.parent.parent)
     if not path.exists():
         raise UserError(f"--data {path}: no such file or folder (built-in names: sample, imdb)")
-    name = path.resolve().stem
     if path.is_file():
         frame = read_table(path, _column_names(settings))
         selected = _select(path, frame, settings)
@@ -78,16 +76,32 @@ def read_source(settings: DataSettings) -> tuple[str, dict[str, pl.DataFrame]]:
             return name, _by_split_column(path, frame, selected, settings.split_column)
         return name, {"train": selected}
     if (path / "plain_text").is_dir():
+        _refuse_columns(settings)
         return name, _read_imdb(path)
     if (path / "train" / "pos").is_dir():
+        _refuse_columns(settings)
         return name, {split: _read_acl_imdb(path / split) for split in ("train", "test")}
-    files = _split_files(path)
+    if settings.split_column:
+        raise UserError(f"--split-column goes with one file; in the folder {path} the files split")
     return name, {
         split: pl.concat(
             [_select(file, read_table(file, _column_names(settings)), settings) for file in found]
         )
-        for split, found in files.items()
+        for split, found in _split_files(path).items()
     }
+
+
+def source_name(data: str) -> str:
+    """The name of what `--data` names: itself if built in, else without folder and suffix."""
+    return data if data in ("sample", "imdb") else Path(data).resolve().stem
+
+
+def _refuse_columns(settings: DataSettings) -> None:
+    for field in dataclasses.fields(settings):
+        if "column" in field.name and getattr(settings, field.name) != field.default:
+            raise UserError(
+                f"{flag_name(field.name)}: --data {settings.data} has columns of its own"
+            )
 
 
 def _column_names(settings: DataSettings) -> list[str] | None:
@@ -102,20 +116,27 @@ def _select(path: Path, frame: pl.DataFrame, settings: DataSettings) -> pl.DataF
         (settings.label_column, "--label-column"),
     ):
         _require_column(path, frame, name, flag_shown)
-    label = pl.col(settings.label_column)
-    if frame.schema[settings.label_column].is_float():
-        # A column of whole numbers with gaps is read as floats; 1.0 means the label 1.
-        whole = frame[settings.label_column].drop_nulls()
-        if (whole == whole.round()).all():
-            label = label.cast(pl.Int64)
-    return frame.select(
-        text=pl.concat_str(
-            [pl.col(name).cast(pl.String) for name in text_columns],
-            separator=" ",
-            ignore_nulls=True,
-        ),
-        label=label.cast(pl.String),
+    text = [_as_text(path, frame[name]) for name in text_columns]
+    label = _as_text(path, frame[settings.label_column])
+    return pl.select(
+        text=pl.concat_str(text, separator=" ", ignore_nulls=True) if len(text) > 1 else text[0],
+        label=label,
     )
+
+
+def _as_text(path: Path, column: pl.Series) -> pl.Series:
+    """A column as strings; whole numbers stored as floats, as columns with gaps are, lose ".0"."""
+    try:
+        if column.dtype.is_float():
+            column = column.fill_nan(None)
+            whole = column.drop_nulls()
+            if whole.is_finite().all() and (whole == whole.round()).all():
+                column = column.cast(pl.Int64)
+        return column.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        raise UserError(
+            f"{path}: column '{column.name}' is {column.dtype}, which cannot be read as text"
+        ) from None
 
 
 def _require_column(path: Path, frame: pl.DataFrame, name: str, flag_shown: str) -> None:
@@ -166,8 +187,8 @@ def _read_imdb(folder: Path) -> dict[str, pl.DataFrame]:
         frame = pl.concat([read_table(file) for file in files])
         for column in ("text", "label"):
             _require_column(files[0], frame, column, "the IMDb layout")
-        label = pl.col("label").cast(pl.String).replace(IMDB_LABELS)
-        parts[split] = frame.select(pl.col("text"), label)
+        label = _as_text(files[0], frame["label"]).replace(IMDB_LABELS)
+        parts[split] = pl.select(text=_as_text(files[0], frame["text"]), label=label)
     return parts
 
 

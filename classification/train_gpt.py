@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import time
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from classification.evaluation import (
     predict_log_probabilities,
 )
 from classification.report import comparison_table, write_report
-from classification.sources import DataSettings
+from classification.sources import DataSettings, source_name
 from gpt2.building import (
     ModelSettings,
     build_model,
@@ -49,6 +50,9 @@ class HeadSettings:
         "mean", "how a row of hidden states becomes one vector; see gpt2/heads.py",
         choices=tuple(POOLINGS),
     )  # fmt: skip
+    max_length: int = flag(
+        512, "tokens kept of each text; longer rows cost time and memory", at_least=1
+    )
     features: str = flag("count", "what the bag of words counts", choices=FEATURES)
 
 
@@ -59,12 +63,14 @@ def main() -> None:
     )
     device = choose_device(run_settings.device)
     seed = run_settings.seed
+    run = RunFolder.choose(
+        run_settings, f"classification-{source_name(data.data)}-{model_settings.model}"
+    )
 
     # ---- chapters 1, 2 and 3: data, model, tokens
     gpt2_config, encoding = choose_config(model_settings)
-    check_max_length(data.max_length, gpt2_config)
+    check_max_length(head.max_length, gpt2_config)
     splits = load_splits(data, seed)
-    run = RunFolder.choose(run_settings, f"classification-{splits.name}-{model_settings.model}")
     if len(splits.train) < config.batch_size:
         raise UserError(
             f"{data.data}: {len(splits.train)} training rows are fewer than one batch of "
@@ -77,10 +83,12 @@ def main() -> None:
         seed,
     ).to(device)
     datasets = {
-        split: IMDbDataset(frame["text"], frame["label"], encoding, data.max_length)
+        split: IMDbDataset(frame["text"], frame["label"], encoding, head.max_length)
         for split, frame in splits.items()
     }
     print_summary(splits, datasets["train"])
+    # The baseline comes first: it takes seconds, and data that it cannot read is a mistake.
+    baseline, baseline_seconds = fit_baseline(splits, head.features)
     parameters, trainable = count_parameters(model)
     arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
     print(
@@ -110,7 +118,7 @@ def main() -> None:
     checkpoint = Checkpoint(
         "classification",
         encoding,
-        {"labels": splits.labels, "max_length": data.max_length, "data": splits.name},
+        {"labels": splits.labels, "max_length": head.max_length, "data": splits.name},
     )
     try:
         result = train(
@@ -124,7 +132,11 @@ def main() -> None:
             checkpoint,
         )
     except NotFinite as error:
-        raise UserError(str(error)) from None
+        first = f" (the first: '{splits.train['text'][error.rows[0]][:60]}')" if error.rows else ""
+        raise UserError(
+            f"{error}{first}; a lower --learning-rate, a longer --warmup or --precision float32 "
+            "may help"
+        ) from None
 
     # ---- chapter 5: evaluation of the weights that did best on validation
     load_weights(run.folder / "best", model)
@@ -136,7 +148,6 @@ def main() -> None:
     }
 
     # ---- chapter 6: comparison
-    baseline, baseline_seconds = fit_baseline(splits, head.features)
     results = {
         "task": "classification",
         "data": describe_splits(splits),
@@ -144,7 +155,7 @@ def main() -> None:
             "name": model_settings.model,
             "init": model_settings.init,
             "pooling": head.pooling,
-            "max_length": data.max_length,
+            "max_length": head.max_length,
             "parameters": parameters,
             "trainable": trainable,
         },
@@ -167,14 +178,14 @@ def main() -> None:
     }
     write_report(run, results, splits, test_log_probabilities)
     print(f"\n{comparison_table(results)}\n")
+    rate, padding = result.tokens / result.seconds, 1 - result.useful_token_share
     print(
-        f"trained {result.steps} steps in {result.seconds:.1f} s, "
-        f"{result.tokens / result.seconds:,.0f} tokens a second, "
-        f"{result.useful_token_share:.1%} of them useful; best step {result.best_step}"
+        f"trained {result.steps} steps in {result.seconds:.1f} s, {rate:,.0f} tokens a second; "
+        f"{padding:.1%} of what was computed was padding; best step {result.best_step}"
     )
     print(f"everything of this run: {run.folder / 'report.md'}")
-    print("\nnext, ask the model yourself:")
-    print(f'  python {_beside("predict.py")} {run.folder} "A dull start, but what an ending!"')
+    predict = f"python {_beside('predict.py')} {shlex.quote(str(run.folder))}"
+    print(f'\nnext, ask the model yourself:\n  {predict} "A dull start, but what an ending!"')
 
 
 def fit_baseline(splits: Splits, features: str) -> tuple[dict[str, dict[str, float]], float]:

@@ -30,6 +30,7 @@ class Batch:
     targets: Tensor
 
     def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
         return Batch(*(tensor.to(device) for tensor in (self.tokens, self.lengths, self.targets)))
 
 

@@ -20,14 +20,14 @@ from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import load_encoding, save_encoding
 
+# What each task needs to prepare new text as it was prepared for training.
+SETTINGS = {"classification": ("labels", "max_length"), "instruction": ("template", "max_length")}
+
 
 @dataclass
 class Checkpoint:
     """What stands beside the weights: all that is needed to use the model without the run's data.
-
-    `task` is "classification" or "instruction"; `settings` holds what the task needs to prepare
-    new text as it was prepared for training (label names, maximal length).
-    """
+    `settings` has the keys that `SETTINGS` lists for `task`."""
 
     task: str
     encoding: tiktoken.Encoding
@@ -53,7 +53,9 @@ def save_checkpoint(
         "settings": checkpoint.settings,
         "progress": progress,
     }
-    (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    (temporary / "config.json").write_text(
+        json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     for file in temporary.iterdir():
         with open(file, "rb") as written:
             os.fsync(written.fileno())
@@ -75,11 +77,11 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
     if not (folder / "config.json").is_file():
         raise UserError(f"{path}: not a run folder or checkpoint (no best/config.json in it)")
     try:
-        description = json.loads((folder / "config.json").read_text())
+        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found_task = description["task"]
         config = GPT2Config(**description["model"])
         head = _build_head(config, description["head"])
-        settings = description["settings"]
+        settings = {name: description["settings"][name] for name in SETTINGS[found_task]}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
     if found_task != task:

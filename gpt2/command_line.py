@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import sys
 import typing
@@ -69,7 +70,8 @@ def parse_flags(
         for field in dataclasses.fields(cls):
             _add_flag(group, field, types[field.name])
 
-    namespace, unknown = parser.parse_known_args(argv)
+    # Intermixed, so that `RUN --json TEXT` finds both positionals.
+    namespace, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         known = list(parser._option_string_actions)
         close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
@@ -121,6 +123,8 @@ class _HelpFormatter(argparse.HelpFormatter):
 def _check_bounds(field: dataclasses.Field, value: Any) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
+    if not math.isfinite(value):
+        raise UserError(f"{flag_name(field.name)} is {value}, but must be a finite number")
     bounds = field.metadata["bounds"]
     if not (
         (bounds["at_least"] is None or value >= bounds["at_least"])
@@ -136,7 +140,8 @@ def _check_bounds(field: dataclasses.Field, value: Any) -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Call `main`; a UserError becomes one line on standard error and exit status 2."""
+    """Call `main`; a UserError, or a file that cannot be read or written, becomes one line on
+    standard error and exit status 2."""
     try:
         main()
         sys.stdout.flush()
@@ -150,3 +155,7 @@ def run_script(main: Callable[[], None]) -> None:
         # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{os.path.basename(sys.argv[0])}: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)

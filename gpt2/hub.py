@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import logging
 
 from gpt2.command_line import UserError
@@ -25,8 +24,8 @@ def download_dataset(repository: str, files: Sequence[str], revision: str) -> li
             Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
             for file in files
         ]
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # OSErrors, the hub's own, and its HTTP library's plain ones
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the dataset {repository} is not in the cache and cannot be downloaded ({reason}); "
             "if you have its files, name their folder: --data PATH"

@@ -17,7 +17,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     | majority |   50.0 % |
     | GPT-2    |        - |
     """
-    cells = [list(header)] + [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [[_cell(cell) for cell in row] for row in [header, *rows]]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
     lines = []
     for row in cells:
@@ -27,6 +27,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines.insert(1, "| " + " | ".join(rule) + " |")
     return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    """A value as one line that cannot be taken for two cells."""
+    return "-" if value is None else " ".join(str(value).replace("|", "\\|").split())
 
 
 def percent(share: float) -> str:

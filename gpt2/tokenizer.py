@@ -49,14 +49,16 @@ def save_encoding(encoding: tiktoken.Encoding, folder: Path) -> None:
         "pattern": encoding._pat_str,
         "special_tokens": encoding._special_tokens,
     }
-    (folder / "encoding.json").write_text(json.dumps(description, indent=2) + "\n")
+    (folder / "encoding.json").write_text(
+        json.dumps(description, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def load_encoding(folder: Path) -> tiktoken.Encoding:
     """The encoding that `save_encoding` wrote into `folder`. Raises UserError if it is not there or
     is damaged."""
     try:
-        description = json.loads((folder / "encoding.json").read_text())
+        description = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))
         lines = (folder / "vocabulary.tiktoken").read_text().splitlines()
         ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
         return tiktoken.Encoding(
@@ -66,5 +68,5 @@ def load_encoding(folder: Path) -> tiktoken.Encoding:
             special_tokens=description["special_tokens"],
             explicit_n_vocab=len(ranks) + len(description["special_tokens"]),
         )
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{folder}: not a readable encoding ({error!r})") from None

@@ -27,7 +27,7 @@ from gpt2.tokenizer import save_encoding
 class TokenizerSettings:
     """Tokenizer"""
 
-    out: str = flag("gpt2/mini", "folder that gets encoding.json and vocabulary.tiktoken")
+    out: str = flag("", "folder that gets encoding.json and vocabulary.tiktoken")
     vocab_size: int = flag(8192, "tokens, the 256 bytes and <|endoftext|> included", at_least=257)
 
 
@@ -70,6 +70,8 @@ def main() -> None:
     settings, arguments = parse_flags(
         [TokenizerSettings], __doc__.splitlines()[0], add_arguments=add_files
     )
+    if not settings.out:
+        raise UserError("--out is missing: name the folder that gets the encoding")
     texts = [
         clean_text(text)
         for file in arguments.files

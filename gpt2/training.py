@@ -26,7 +26,10 @@ from gpt2.run_folder import RunFolder
 class TrainingConfig:
     """Training"""
 
-    epochs: int = flag(3, "passes over the training rows", at_least=1)
+    epochs: int | None = flag(
+        None, "passes over the training rows; left out, 3, or on little data what makes 300 steps",
+        at_least=1,
+    )  # fmt: skip
     max_steps: int = flag(
         0, "optimizer steps at which to stop early; 0 runs all epochs", at_least=0
     )
@@ -88,7 +91,12 @@ class TrainingResult:
 
 
 class NotFinite(Exception):
-    """The loss or the gradient became infinite or NaN; the weights before that step are intact."""
+    """The loss or the gradient became infinite or NaN in a step over these `rows` of the training
+    set, or the validation loss did, without rows. Checkpoints from before are intact."""
+
+    def __init__(self, message: str, rows: list[int]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
@@ -169,7 +177,7 @@ def train(
     evaluate    () -> metrics over the whole validation split, "loss" among them
     checkpoint  what is saved beside the weights: tokenizer, label names and so on
 
-    Raises NotFinite, naming step and rows, if the loss or the gradient is not finite.
+    Raises NotFinite, naming step and rows, if a loss or the gradient is not finite.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
@@ -177,7 +185,8 @@ def train(
     )
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
-    steps = config.epochs * steps_per_epoch
+    epochs = config.epochs or max(3, math.ceil(300 / steps_per_epoch))
+    steps = epochs * steps_per_epoch
     if config.max_steps:
         steps = min(steps, config.max_steps)
     evaluate_every = config.evaluate_every or steps_per_epoch
@@ -193,7 +202,7 @@ def train(
     bar = tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True)  # None: quiet in a pipe
     model.train()
 
-    for epoch in range(config.epochs):
+    for epoch in range(epochs):
         for rows in shuffled_batches(dataset.lengths, config.batch_size, seed, epoch):
             if step == steps or (config.patience and evaluations_since_best >= config.patience):
                 break
@@ -220,10 +229,11 @@ def train(
                     parameter.grad /= targets
             norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
             if not (torch.isfinite(loss_sum) and torch.isfinite(norm)):
+                bar.close()
                 raise NotFinite(
                     f"step {step + 1}: loss {loss_sum.item() / targets:g}, gradient norm "
-                    f"{norm.item():g} on training rows {', '.join(map(str, rows))}; a lower "
-                    "--learning-rate, a longer --warmup or --precision float32 may help"
+                    f"{norm.item():g} on training rows {', '.join(map(str, rows))}",
+                    rows,
                 )
 
             # --- update
@@ -262,6 +272,9 @@ def train(
                 model.eval()
                 metrics = evaluate()
                 model.train()
+                if not math.isfinite(metrics["loss"]):
+                    bar.close()
+                    raise NotFinite(f"step {step}: the validation loss is {metrics['loss']}", [])
                 run.log({"step": step, "epoch": round(step / steps_per_epoch, 4),
                          "validation": metrics})  # fmt: skip
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

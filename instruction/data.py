@@ -76,8 +76,7 @@ def load_splits(
 ) -> Splits:
     """Read, clean and split 80/10/10. The result depends on data, settings and `seed` alone.
     Raises UserError for data that cannot be used."""
-    name, path = _find(settings.data)
-    frame = _read(path, settings)
+    frame = _read(_find(settings.data), settings)
     removed = {}
 
     def keep(reason: str, condition: pl.Expr) -> None:
@@ -112,20 +111,25 @@ def load_splits(
         ("test", settings.max_test),
     ):
         parts[split] = parts[split][:rows] if rows else parts[split]
-    return Splits(name, **parts, removed=removed)
+    return Splits(source_name(settings.data), **parts, removed=removed)
 
 
-def _find(data: str) -> tuple[str, Path]:
+def source_name(data: str) -> str:
+    """The name of what `--data` names: itself if built in, else without folder and suffix."""
+    return data if data in ("sample", *DOWNLOADS) else Path(data).resolve().stem
+
+
+def _find(data: str) -> Path:
     if data == "sample":
-        return data, SAMPLE
+        return SAMPLE
     if data in DOWNLOADS:
         repository, file, revision = DOWNLOADS[data]
-        return data, download_dataset(repository, [file], revision)[0]
+        return download_dataset(repository, [file], revision)[0]
     path = Path(data)
     if not path.exists():
         names = ", ".join(["sample", *DOWNLOADS])
         raise UserError(f"--data {path}: no such file (built-in names: {names})")
-    return path.resolve().stem, path
+    return path
 
 
 def _read(path: Path, settings: DataSettings) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ from instruction.data import (
     describe_splits,
     load_splits,
     print_summary,
+    source_name,
 )
 from instruction.evaluation import (
     Answer,
@@ -68,12 +70,14 @@ def main() -> None:
     device = choose_device(run_settings.device)
     seed = run_settings.seed
     template = Template()
+    run = RunFolder.choose(
+        run_settings, f"instruction-{source_name(data.data)}-{model_settings.model}"
+    )
 
     # ---- data, model, tokens
     gpt2_config, encoding = choose_config(model_settings)
     check_max_length(data.max_length, gpt2_config)
     splits = load_splits(data, template, encoding, seed)
-    run = RunFolder.choose(run_settings, f"instruction-{splits.name}-{model_settings.model}")
     if len(splits.train) < config.batch_size:
         raise UserError(
             f"{data.data}: {len(splits.train)} training rows are fewer than one batch of "
@@ -139,7 +143,11 @@ def main() -> None:
             model, datasets["train"], instruction_loss, evaluate, config, seed, run, checkpoint
         )
     except NotFinite as error:
-        raise UserError(str(error)) from None
+        first = splits.train["instruction"][error.rows[0]][:60] if error.rows else ""
+        raise UserError(
+            f"{error}{f' (the first: {first!r})' if first else ''}; a lower --learning-rate, a longer "
+            "--warmup or --precision float32 may help"
+        ) from None
 
     # ---- evaluation of the weights that did best on validation, and comparison
     load_weights(run.folder / "best", model)
@@ -176,15 +184,15 @@ def main() -> None:
     }
     write_report(run, results)
     print(f"\n{comparison_table(results)}\n")
+    rate, padding = result.tokens / result.seconds, 1 - result.useful_token_share
     print(
-        f"trained {result.steps} steps in {result.seconds:.1f} s, "
-        f"{result.tokens / result.seconds:,.0f} tokens a second, "
-        f"{result.useful_token_share:.1%} of them useful; best step {result.best_step}"
+        f"trained {result.steps} steps in {result.seconds:.1f} s, {rate:,.0f} tokens a second; "
+        f"{padding:.1%} of what was computed was padding; best step {result.best_step}"
     )
     print(f"everything of this run: {run.folder / 'report.md'}")
     script = os.path.relpath(os.path.join(os.path.dirname(__file__), "respond.py"))
     print("\nnext, ask the model yourself:")
-    print(f'  python {script} {run.folder} "Name three colours."')
+    print(f'  python {script} {shlex.quote(str(run.folder))} "Name three colours."')
 
 
 def _shorten(text: str, limit: int = 100) -> str:

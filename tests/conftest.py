@@ -82,11 +82,13 @@ def call_script(tmp_path, monkeypatch, capsys):
     """Like `run_script`, but inside this process: for scripts that end before they train, because
     starting a process and importing torch takes seconds."""
 
-    def call(script, *arguments, cwd=tmp_path):
+    def call(script, *arguments, cwd=tmp_path, environment=None):
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no encodings"))
+        empty = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "no encodings")}
+        for name, value in (empty | (environment or {})).items():
+            monkeypatch.setenv(name, value)
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         status = 0
         try:

@@ -143,12 +143,48 @@ def test_acl_imdb_keeps_each_film_on_one_side(tmp_path):
     assert all(" pos " in text for text in splits.train.filter(label=1)["text"])
 
 
+def test_real_files_have_bare_quotes_and_odd_line_characters(tmp_path):
+    """A bare quote inside a CSV field, a blank line, U+2028 inside a message without quotes."""
+    lines = [f'6" screen number {i} is fine,{i % 2}' for i in range(20)]
+    (tmp_path / "a.csv").write_text("text,label\n\n" + "\n".join(lines) + "\n\n")
+    splits = load(tmp_path / "a.csv")
+    assert ('6" screen number 3 is fine', "1") in all_rows(splits)
+    assert not any(splits.removed.values())
+    lines = [f'ham\t"he said\u2028 {i}' if i % 2 else f"spam\tWIN {i}" for i in range(20)]
+    (tmp_path / "sms").write_text("\r\n".join(lines), encoding="utf-8")
+    assert ('"he said 7', "ham") in all_rows(load(tmp_path / "sms", columns="label,text"))
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
+    lines = [f'{{"text": "cut off {i} \\ud83d", "label": {i % 2}}}' for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert ("cut off 3 \ufffd", "1") in all_rows(load(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_columns_that_are_not_text_are_refused(tmp_path, column):
+    data = {"text": ["a", "b"], "label": ["x", "y"], column: [b"\xff\xfe", b"\xfe"]}
+    pl.DataFrame(data).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=f"column '{column}' is Binary"):
+        load(tmp_path / "a.parquet")
+
+
+def test_missing_numbers_are_missing_labels(tmp_path):
+    labels = [*[0.0, 1.0] * 10, float("nan")]
+    pl.DataFrame({"text": [f"t {i}" for i in range(21)], "label": labels}).write_parquet(
+        tmp_path / "a.parquet"
+    )
+    splits = load(tmp_path / "a.parquet")
+    assert splits.labels == ["0", "1"] and splits.removed["missing label"] == 1
+
+
 # ---- cleaning
 
 
 def test_clean_text():
     assert clean_text(" a<br /><br>b &amp; c\u00a0 &#345;\n") == "a b & c ř"
     assert clean_text("R&not and 3 < 4 > 2 &c;") == "R&not and 3 < 4 > 2 &c;"
+    assert clean_text("R&notes; &copyright;") == "R&notes; &copyright;"
     assert clean_text("<br />") == ""
 
 
@@ -186,6 +222,35 @@ def test_splits_are_stratified_seeded_and_cut_from_the_data(tmp_path):
     few = load(tmp_path / "a.csv", max_train=10, max_validation=5, max_test=3)
     assert [len(frame) for _, frame in few.items()] == [10, 5, 3]
     assert set(few.test["text"]) < set(first.test["text"])
+
+
+def test_fewer_rows_keep_the_share_of_each_class(tmp_path):
+    rows = numbered(200, ("a",) * 19 + ("b",))
+    pl.DataFrame(rows, schema=["text", "label"], orient="row").write_csv(tmp_path / "a.csv")
+    for seed in range(5):
+        settings = DataSettings(data=str(tmp_path / "a.csv"), max_train=40)
+        assert load_splits(settings, seed).train["label"].sum() == 2
+    with pytest.raises(UserError, match="all training rows have the same label"):
+        load(tmp_path / "a.csv", max_train=3)
+
+
+def test_a_test_file_without_labels_is_refused(tmp_path):
+    rows = "".join(f"t{i},{i % 2}\n" for i in range(20))
+    (tmp_path / "train.csv").write_text("text,label\n" + rows)
+    (tmp_path / "test.csv").write_text("text,label\nx,\ny,\n")
+    with pytest.raises(UserError, match="no test rows with a text and a label are left"):
+        load(tmp_path)
+
+
+def test_too_few_films_are_refused(tmp_path):
+    for split in ("train", "test"):
+        for label in ("pos", "neg"):
+            (tmp_path / split / label).mkdir(parents=True)
+            (tmp_path / split / f"urls_{label}.txt").write_text(f"title/tt{len(split)}/\n" * 2)
+            for i in range(2):
+                (tmp_path / split / label / f"{i}_5.txt").write_text(f"{split} {label} {i}")
+    with pytest.raises(UserError, match="cannot be split by label"):
+        load(tmp_path)
 
 
 # ---- the dataset
@@ -233,7 +298,11 @@ def test_the_real_reviews():
         ("a.csv", b"a,1,2\n", {"columns": "text,label"}, "line 1 has 3 fields, but --columns"),
         ("a.csv", b"text,label\na,1\nb,1\n", {}, "all training rows have the same label, '1'"),
         ("a.csv", b"text,label\na,1\nb,0\n", {}, "cannot be split by label"),
-        ("a.csv", b"text,label\n ,1\n,0\n", {}, "no rows to train on"),
+        ("a.csv", b"text,label\n ,1\n,0\n", {}, "no train rows with a text and a label"),
+        ("a.txt", b"\xef\xbb\xbf", {}, "the file has no rows"),
+        ("a.csv", b"text,label,text\na,b,c\n", {}, "two columns have the same name"),
+        ("a.csv", b"text,label,s\na,1,test\n", {"split_column": "s"}, "no row is marked as train"),
+        ("a.json", b"[" * 100_000, {}, "cannot be read as JSON"),
         ("a.json", b'[{"text": "a",}]', {}, "line 1 is not JSON"),
         ("a.json", b'{"text": "a"}', {}, "holds one dict, not a list"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text"\n', {}, "line 2 is not JSON"),
@@ -257,6 +326,12 @@ def test_a_label_that_training_never_sees_is_refused(tmp_path):
     (tmp_path / "test.csv").write_text("text,label\nx,0\ny,7\n")
     with pytest.raises(UserError, match=r"test split has the label '7', .* \(they have '0', '1'\)"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"columns": "label,text"}, {"text_column": "body"}])
+def test_flags_that_would_be_ignored_are_refused(settings):
+    with pytest.raises(UserError, match="--data sample has columns of its own"):
+        load("sample", **settings)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):

@@ -10,9 +10,11 @@ import shlex
 import polars as pl
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SHARED
 
 from classification.sources import SAMPLE
+from gpt2.heads import LanguageModelHead
+from gpt2.model import GPT2, SIZES, GPT2Config
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
@@ -76,8 +78,10 @@ def test_the_commands_are_those_that_are_tested():
     assert all(command.startswith(("python ", "cat ")) for command in others)
 
 
-def test_every_command_runs(stand_ins, call_script, run_script):
+def test_every_command_runs(stand_ins, call_script, run_script, monkeypatch):
     """In README's order: prediction uses what the first command trained."""
+    monkeypatch.setitem(SIZES, "gpt2", GPT2Config(n_layer=1, n_head=1, n_embd=8))
+    tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
     for command in COMMANDS:
         if command.startswith("pip "):
             command = "python classification/train_gpt.py"
@@ -88,10 +92,10 @@ def test_every_command_runs(stand_ins, call_script, run_script):
         else:
             script, arguments = words[1], words[2:]
             if script.endswith("train_gpt.py") and "--help" not in arguments:
-                # 124 million parameters take minutes here, and their tokens a download
-                arguments = ["mini" if word == "gpt2" else word for word in arguments]
+                if not (SHARED / "tiktoken").is_dir():  # the gpt2 encoding is a download
+                    arguments = ["mini" if word == "gpt2" else word for word in arguments]
                 arguments += SHORT
-            done = call_script(script, *arguments, cwd=stand_ins)
+            done = call_script(script, *arguments, cwd=stand_ins, environment=tokens)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout
 
@@ -103,7 +107,7 @@ def test_every_file_that_is_linked_exists():
         assert (REPOSITORY / link).exists(), link
 
 
-def test_the_architecture_snippets_work():
+def test_the_architecture_snippets_work(monkeypatch):
     """Each snippet runs in the namespace of the file that README names for it."""
     import gpt2.heads
     import gpt2.model
@@ -119,5 +123,8 @@ def test_the_architecture_snippets_work():
     pooled = namespace["POOLINGS"]["max"](hidden, torch.tensor([2]), None)
     assert pooled.tolist() == [[1.0, -3.0]]
     config = namespace["SIZES"]["nano"]
-    block = namespace["ParallelBlock"](config)
-    assert block(torch.zeros(2, 5, config.n_embd)).shape == (2, 5, config.n_embd)
+    model = GPT2(config, LanguageModelHead(config)).eval()
+    tokens, lengths = torch.tensor([[5, 6, 7]]), torch.tensor([3])
+    serial = model(tokens, lengths)
+    monkeypatch.setattr(gpt2.model.Block, "forward", namespace["forward"])
+    assert not torch.equal(model(tokens, lengths), serial)

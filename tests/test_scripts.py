@@ -45,7 +45,7 @@ def trained(tmp_path_factory, script_environment):
     return folder / "run", done
 
 
-def test_the_run_folder_is_complete(trained):
+def test_the_run_folder_is_complete(trained, call_script, tmp_path):
     run, done = trained
     assert done.stderr == ""  # no bars, no warnings when the output is not a terminal
     names = {path.name for path in run.iterdir()}
@@ -62,6 +62,11 @@ def test_the_run_folder_is_complete(trained):
     assert 0.9 < results["training"]["useful_token_share"] <= 1
     assert results["training"]["steps"] == 3
     assert sum(map(sum, results["confusion"]["matrix"])) == 12
+    done = call_script("baselines/train_logreg.py", "--data", run.parent / "stories.csv",
+                       "--out", tmp_path / "baseline")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone = json.loads((tmp_path / "baseline/results.json").read_text())["baseline"]
+    assert alone["test"] == results["baseline"]["test"]  # on exactly the same splits
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["model"]["n_embd"] == 16 and "torch" in config["versions"]
     assert config["command"][1] == "--data"
@@ -85,6 +90,8 @@ def test_predict_takes_arguments_standard_input_and_files(trained, run_script, t
         assert set(answer["probabilities"]) == {"sad", "funny", "odd"}
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
         assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    in_the_middle = run_script("classification/predict.py", run, "--json", *texts)
+    assert in_the_middle.stdout == by_argument.stdout
     table = run_script("classification/predict.py", run, *texts).stdout.splitlines()
     assert len(table) == 4 and table[1].endswith("a sad story") and "%" in table[1]
 
@@ -201,7 +208,15 @@ def refused(done, *parts):
         (["--epoch", "3"], ["unknown argument '--epoch'", "did you mean --epochs?"]),
         (["--epochs", "three"], ["--epochs", "three"]),
         (["--epochs", "0"], ["--epochs is 0", "at least 1"]),
-        (["--learning-rate", "nan"], ["--learning-rate is nan", "above 0"]),
+        (["--learning-rate", "nan"], ["--learning-rate is nan", "finite"]),
+        (["--learning-rate", "inf"], ["--learning-rate is inf", "finite"]),
+        (["--seed", "4294967296"], ["--seed is 4294967296", "at most"]),
+        (["--data", "latin.csv"], ["latin.csv", "line 2 is not UTF-8"]),
+        (["--data", "empty.csv"], ["empty.csv", "empty"]),
+        (["--data", "one.csv"], ["one.csv", "same label, 'good'"]),
+        (["--data", "unseen"], ["unseen", "'awful'", "'bad', 'good'"]),
+        (["--data", "signs.csv", "--batch-size", "8"], ["bag of words finds no words"]),
+        (["--data", "x" * 300], ["File name too long"]),
         (["--pooling", "max"], ["--pooling", "max", "mean"]),
         (["--train", "last:9"], ["--train last:9", "6 blocks"]),
         (["--n-layer", "3"], ["--n-layer 3", "--model scratch"]),
@@ -213,8 +228,17 @@ def refused(done, *parts):
         (["--out", "other", "--overwrite"], ["--out other", "not a run"]),
     ],
 )
-def test_bad_input_to_training(call_script, tmp_path, flags, parts):
+def test_bad_input_to_training(call_script, tmp_path, monkeypatch, flags, parts):
     write_rows(tmp_path / "ok.csv")
+    (tmp_path / "latin.csv").write_bytes(b"text,label\ncaf\xe9,good\n")
+    (tmp_path / "empty.csv").touch()
+    write_rows(tmp_path / "one.csv", labels=("good",))
+    (tmp_path / "unseen").mkdir()
+    write_rows(tmp_path / "unseen/train.csv", labels=("good", "bad"))
+    write_rows(tmp_path / "unseen/test.csv", labels=("good", "awful"))
+    signs = "".join(f"{'!' * i},{i % 2}\n" for i in range(1, 31))
+    (tmp_path / "signs.csv").write_text("text,label\n" + signs)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.txt").write_text("years of work")
     before = sorted(tmp_path.rglob("*"))
@@ -226,12 +250,14 @@ def test_a_run_is_never_overwritten_unasked(run_script, call_script, tmp_path):
     train = ("classification/train_gpt.py", "--out", "run", *TINY)
     assert run_script(*train, "--seed", 1).returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    (tmp_path / "run/notes.txt").write_text("mine")
+    for mine in ("notes.txt", "holiday.png"):
+        (tmp_path / "run" / mine).write_text("mine")
     refused(call_script(*train), "--out run: already holds a run", "--overwrite")
     for path, content in before.items():
         assert path.read_bytes() == content
     assert run_script(*train, "--seed", 2, "--overwrite").returncode == 0
-    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+    for mine in ("notes.txt", "holiday.png"):
+        assert (tmp_path / "run" / mine).read_text() == "mine"
     assert (tmp_path / "run/best/model.safetensors").read_bytes() != before[
         tmp_path / "run/best/model.safetensors"
     ]
@@ -255,6 +281,9 @@ def test_bad_input_to_prediction(trained, call_script, tmp_path):
     content = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
     refused(call_script(predict, broken, "text"), "model.safetensors", "cannot be read")
+    description = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(description | {"settings": {}}))
+    refused(call_script(predict, broken, "text"), "config.json", "not a checkpoint's")
 
 
 @pytest.mark.parametrize(
