@@ -28,14 +28,16 @@ SAMPLE = Path(__file__).parent / "sample_instructions.json"
 # name -> repository, file, pinned commit
 DOWNLOADS = {
     "alpaca": (
-        "yahma/alpaca-cleaned", "alpaca_data_cleaned.json",
+        "yahma/alpaca-cleaned",
+        "alpaca_data_cleaned.json",
         "12567cabf869d7c92e573c7c783905fc160e9639",
     ),
     "alpaca-gpt4": (
-        "vicgalle/alpaca-gpt4", "data/train-00000-of-00001-6ef3991c06080e14.parquet",
-        "main",
+        "vicgalle/alpaca-gpt4",
+        "data/train-00000-of-00001-6ef3991c06080e14.parquet",
+        "f7e3ded725cb81e8e564e32feb12860f376f2b51",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass

@@ -143,10 +143,12 @@ def main() -> None:
             model, datasets["train"], instruction_loss, evaluate, config, seed, run, checkpoint
         )
     except NotFinite as error:
-        first = splits.train["instruction"][error.rows[0]][:60] if error.rows else ""
+        first = ""
+        if error.rows:
+            first = f" (the first: '{splits.train['instruction'][error.rows[0]][:60]}')"
         raise UserError(
-            f"{error}{f' (the first: {first!r})' if first else ''}; a lower --learning-rate, a longer "
-            "--warmup or --precision float32 may help"
+            f"{error}{first}; a lower --learning-rate, a longer --warmup or --precision float32 "
+            "may help"
         ) from None
 
     # ---- evaluation of the weights that did best on validation, and comparison

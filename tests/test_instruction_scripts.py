@@ -1,0 +1,157 @@
+"""Instruction tuning from outside: a whole run; answers by argument, file, pipe, conversation."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY
+
+TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--epochs", 1,
+        "--max-length", 128, "--max-train", 32, "--max-validation", 8, "--test-answers", 8,
+        "--answer-tokens", 8)  # fmt: skip
+RESPOND = "instruction/respond.py"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, script_environment):
+    """One tiny run on the built-in instructions."""
+    folder = tmp_path_factory.mktemp("trained")
+    script = REPOSITORY / "instruction/instruction_finetuning.py"
+    done = subprocess.run(
+        [sys.executable, script, "--out", folder / "run", *map(str, TINY)],
+        capture_output=True, text=True, env=script_environment, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done
+
+
+def test_the_run_folder_is_complete(trained):
+    run, done = trained
+    assert done.stderr == ""
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "results.json", "report.md", "curves.png",
+                     "best", "last"}  # fmt: skip
+    results = json.loads((run / "results.json").read_text())
+    assert results["task"] == "instruction"
+    assert results["data"] | {"train": 32, "validation": 8, "test": 34} == results["data"]
+    for when in ("before", "after"):
+        metrics = results[when]["test"]
+        assert metrics["loss"] > 0 and metrics["perplexity"] > 1
+        for share in ("rouge_l", "ends_with_eos", "format_adherence", "task_success"):
+            assert 0 <= metrics[share] <= 1
+    assert len(results["answers"]) == 8
+    report = (run / "report.md").read_text()
+    assert report.count("**reference**") == 8 and "| perplexity" in report
+    template = json.loads((run / "best/config.json").read_text())["settings"]["template"]
+    assert "### Response:" in template["with_input"]
+    assert done.stdout.count("  Name three colours.") == 2  # before training and after the epoch
+
+
+def test_answers_by_argument_file_and_pipe(trained, run_script, tmp_path):
+    run, _ = trained
+    short = ("--max-new-tokens", 6, "--precision", "float32")
+    questions = ["Say hello.", "Count to three."]
+    alone = [run_script(RESPOND, run, question, *short).stdout.strip() for question in questions]
+    (tmp_path / "plain.txt").write_text("\n".join(questions) + "\n")
+    rows = [{"instruction": question} for question in questions]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for file in ("plain.txt", "rows.jsonl"):
+        done = run_script(RESPOND, run, "--file", file, *short)
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [answer["instruction"] for answer in answers] == questions
+        assert [answer["output"] for answer in answers] == alone
+    piped = run_script(RESPOND, run, *short, stdin="\n".join(questions))
+    assert [line.strip() for line in piped.stdout.split("\n")[:2]] == alone
+    other = run_script(RESPOND, run, "Say hello.", "--input", "Hi", *short)
+    assert other.returncode == 0, other.stderr
+
+
+class Terminal:
+    """A script under a terminal: what a person would see, and what she would type."""
+
+    def __init__(self, command, environment):
+        self.pid, self.screen = pty.fork()
+        if self.pid == 0:
+            os.execvpe(command[0], command, environment)
+        self.seen = ""
+
+    def wait_for(self, text, seconds=60):
+        deadline = time.time() + seconds
+        while text not in self.seen:
+            assert time.time() < deadline, f"no {text!r} in {self.seen!r}"
+            if select.select([self.screen], [], [], 1)[0]:
+                try:
+                    self.seen += os.read(self.screen, 4096).decode()
+                except OSError:  # the script has ended
+                    assert text in self.seen, self.seen
+        before, self.seen = self.seen.split(text, 1)
+        return before
+
+    def type(self, text):
+        os.write(self.screen, text.encode())
+
+
+def test_a_conversation_streams_and_ctrl_c_ends_an_answer_and_ctrl_d_the_program(
+    trained, script_environment
+):
+    run, _ = trained
+    command = [sys.executable, str(REPOSITORY / RESPOND), str(run), "--max-new-tokens", "100000"]
+    terminal = Terminal(command, script_environment | {"TERM": "dumb"})
+    terminal.wait_for("Ctrl-D")
+    terminal.wait_for("> ")
+    terminal.type("Say hello.\n")
+    terminal.wait_for("Say hello.")
+    time.sleep(0.5)
+    os.kill(terminal.pid, signal.SIGINT)
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    _, status = os.waitpid(terminal.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def refused(done, *parts):
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        (["--data", "nothing.json"], ["nothing.json", "alpaca-gpt4"]),
+        (["--data", "alpaca"], ["yahma/alpaca-cleaned", "--data PATH"]),
+        (["--data", "broken.json"], ["broken.json", "line 2 is not JSON"]),
+        (["--data", "field.json"], ["field.json", "row 2 has no field 'output'"]),
+        (["--data", "reviews.csv"], ["reviews.csv", "classification"]),
+        (["--max-length", "600"], ["--max-length 600", "512"]),
+        (["--max-train", "7"], ["7 training rows", "batch of 16"]),
+        (["--max-length", "20"], ["0 usable rows"]),
+    ],
+)
+def test_bad_input_to_training(call_script, tmp_path, flags, parts):
+    (tmp_path / "broken.json").write_text('[{"instruction": "x",\n "output": }]')
+    (tmp_path / "field.json").write_text(
+        '[{"instruction": "x", "output": "y"}, {"instruction": "z"}]'
+    )
+    (tmp_path / "reviews.csv").write_text("text,label\nfine,1\n")
+    before = sorted(tmp_path.rglob("*"))
+    refused(call_script("instruction/instruction_finetuning.py", *flags), *parts)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bad_input_to_answering(trained, call_script, tmp_path):
+    run, _ = trained
+    refused(call_script(RESPOND, tmp_path, "Hi"), "not a run folder")
+    refused(call_script(RESPOND, run, "word " * 600), "tokens leaves no room", "512")
+    refused(call_script(RESPOND, run, "--file", "nothing.txt"), "nothing.txt", "no such file")
+    refused(call_script(RESPOND, run, "Hi", "--file", "x"), "either an instruction or --file")
+    (tmp_path / "long.txt").write_text("Hi\n" + "word " * 600 + "\n")
+    refused(call_script(RESPOND, run, "--file", "long.txt"), "long.txt: row 2", "512")
+    refused(call_script("classification/predict.py", run, "Hi"), "a model for instruction")
