@@ -4,8 +4,10 @@ Commands run on small stand-ins for the data, cut short by flags that are append
 in full is for the reader to see, not for a test. The two commands that install are `.ci/run`'s.
 """
 
+import json
 import re
 import shlex
+import shutil
 
 import polars as pl
 import pytest
@@ -15,6 +17,7 @@ from conftest import REPOSITORY, SHARED
 from classification.sources import SAMPLE
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config
+from instruction.data import SAMPLE as INSTRUCTIONS
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
@@ -24,7 +27,7 @@ COMMANDS = [
 ]
 # The later of two equal flags counts, so these shorten any training command.
 SHORT = shlex.split(
-    "--max-train 24 --max-validation 8 --max-test 8 --max-length 16 --epochs 1 --batch-size 8"
+    "--max-train 24 --max-validation 8 --max-test 8 --epochs 1 --batch-size 8 --max-length"
 )
 
 
@@ -61,6 +64,13 @@ def stand_ins(tmp_path_factory):
                 "".join(f"http://www.imdb.com/title/tt{name}{i // 2}/\n" for i in range(len(texts)))
             )
     (folder / "reviews.txt").write_text("a fine film\nno\n")
+    (folder.parent / "shared/alpaca").mkdir()
+    for name in ("alpaca_data_cleaned.json", "alpaca_gpt4_1k.json"):
+        shutil.copy(INSTRUCTIONS, folder.parent / "shared/alpaca" / name)
+    rows = json.loads(INSTRUCTIONS.read_text())
+    own = [{"question": row["instruction"], "answer": row["output"]} for row in rows[:60]]
+    (folder / "mine_qa.jsonl").write_text("\n".join(map(json.dumps, own)))
+    (folder / "questions.txt").write_text("Say hello.\nName a colour.\n")
     return folder
 
 
@@ -94,7 +104,9 @@ def test_every_command_runs(stand_ins, call_script, run_script, monkeypatch):
             if script.endswith("train_gpt.py") and "--help" not in arguments:
                 if not (SHARED / "tiktoken").is_dir():  # the gpt2 encoding is a download
                     arguments = ["mini" if word == "gpt2" else word for word in arguments]
-                arguments += SHORT
+                arguments += [*SHORT, 16]
+            if script.endswith("instruction_finetuning.py"):
+                arguments += [*SHORT, 128, "--test-answers", 4, "--answer-tokens", 4]
             done = call_script(script, *arguments, cwd=stand_ins, environment=tokens)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout
