@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from gpt2.building import (
     ModelSettings,
@@ -127,7 +128,7 @@ def main() -> None:
     def evaluate() -> dict[str, float]:
         fixed = [encoding.encode_ordinary(template.prompt(*prompt)) for prompt in FIXED_PROMPTS]
         for (instruction, text), answer in zip(FIXED_PROMPTS, answers_to(fixed), strict=True):
-            print(f"  {instruction} {text}".rstrip() + f"\n    -> {_shorten(answer.text)}")
+            tqdm.write(f"  {instruction} {text}".rstrip() + f"\n    -> {_shorten(answer.text)}")
         return evaluate_loss(model, datasets["validation"], config.batch_size, config.precision)
 
     model.eval()
