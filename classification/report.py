@@ -32,7 +32,7 @@ def comparison_table(results: dict[str, Any]) -> str:
     of = f"of '{labels[1]}'" if len(labels) == 2 else f"averaged over {len(labels)} classes"
     header = [f"{results['data']['test']:,} test rows", "accuracy", "precision", "recall", "F1",
               "loss", "training s"]  # fmt: skip
-    return f"{format_table(header, rows)}\n(precision, recall and F1 {of})"
+    return f"{format_table(header, rows)}\n\n(precision, recall and F1 {of})"
 
 
 def write_report(

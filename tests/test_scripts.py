@@ -62,9 +62,9 @@ def test_the_run_folder_is_complete(trained, call_script, tmp_path):
     assert 0.9 < results["training"]["useful_token_share"] <= 1
     assert results["training"]["steps"] == 3
     assert sum(map(sum, results["confusion"]["matrix"])) == 12
-    done = call_script("baselines/train_logreg.py", "--data", run.parent / "stories.csv",
+    baseline = call_script("baselines/train_logreg.py", "--data", run.parent / "stories.csv",
                        "--out", tmp_path / "baseline")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert baseline.returncode == 0, baseline.stderr
     alone = json.loads((tmp_path / "baseline/results.json").read_text())["baseline"]
     assert alone["test"] == results["baseline"]["test"]  # on exactly the same splits
     config = json.loads((run / "config.json").read_text())
@@ -235,7 +235,7 @@ def test_bad_input_to_training(call_script, tmp_path, monkeypatch, flags, parts)
     write_rows(tmp_path / "one.csv", labels=("good",))
     (tmp_path / "unseen").mkdir()
     write_rows(tmp_path / "unseen/train.csv", labels=("good", "bad"))
-    write_rows(tmp_path / "unseen/test.csv", labels=("good", "awful"))
+    write_rows(tmp_path / "unseen/test.csv", labels=("awful",))
     signs = "".join(f"{'!' * i},{i % 2}\n" for i in range(1, 31))
     (tmp_path / "signs.csv").write_text("text,label\n" + signs)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)

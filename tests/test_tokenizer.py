@@ -72,8 +72,8 @@ def test_training_is_reproducible(tmp_path):
     assert len(encoding.encode_ordinary(" the")) == 1
 
 
-def test_without_network_gpt2_is_refused_with_the_way_out(call_script):
-    done = call_script("classification/train_gpt.py", "--model", "gpt2")
+def test_without_network_gpt2_is_refused_with_the_way_out(run_script):
+    done = run_script("classification/train_gpt.py", "--model", "gpt2")
     assert done.returncode == 2 and "TIKTOKEN_CACHE_DIR" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
