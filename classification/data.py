@@ -62,9 +62,14 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
         parts["train"], parts["validation"] = _cut(
             source, parts["train"], settings.validation_share, seed
         )
+    max_validation = settings.max_validation
+    if settings.max_train and not max_validation:
+        # 64 training rows on trial should not be followed by 5,000 for validation.
+        share = min(1, settings.max_train / len(parts["train"]))
+        max_validation = math.ceil(share * len(parts["validation"]))
     for split, rows in (
         ("train", settings.max_train),
-        ("validation", settings.max_validation),
+        ("validation", max_validation),
         ("test", settings.max_test),
     ):
         if rows:

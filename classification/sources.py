@@ -48,7 +48,11 @@ class DataSettings:
         0.2, "share cut from all rows, if no test split is given", above=0, at_most=0.5
     )
     max_train: int = flag(0, "training rows kept, chosen by the seed; 0 keeps all", at_least=0)
-    max_validation: int = flag(0, "validation rows kept; 0 keeps all", at_least=0)
+    max_validation: int = flag(
+        0,
+        "validation rows kept; 0 keeps all, or the share of them that --max-train keeps",
+        at_least=0,
+    )
     max_test: int = flag(0, "test rows kept; 0 keeps all", at_least=0)
 
 

@@ -222,6 +222,8 @@ def test_splits_are_stratified_seeded_and_cut_from_the_data(tmp_path):
     few = load(tmp_path / "a.csv", max_train=10, max_validation=5, max_test=3)
     assert [len(frame) for _, frame in few.items()] == [10, 5, 3]
     assert set(few.test["text"]) < set(first.test["text"])
+    few = load(tmp_path / "a.csv", max_train=16)  # a quarter, and so of validation
+    assert [len(frame) for _, frame in few.items()] == [16, 4, 20]
 
 
 def test_fewer_rows_keep_the_share_of_each_class(tmp_path):
