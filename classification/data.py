@@ -62,6 +62,9 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
         parts["train"], parts["validation"] = _cut(
             source, parts["train"], settings.validation_share, seed
         )
+    classes = parts["train"]["label"].n_unique()
+    if 0 < settings.max_train < classes:
+        raise UserError(f"--max-train {settings.max_train} is fewer than the {classes} classes")
     max_validation = settings.max_validation
     if settings.max_train and not max_validation:
         # 64 training rows on trial should not be followed by 5,000 for validation.
@@ -132,8 +135,12 @@ def _cut(
             _, cut = train_test_split(
                 np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed
             )
-    except ValueError as error:  # a class with one row, fewer rows than classes, too few groups
-        raise UserError(f"{source}: the rows cannot be split by label ({error})") from None
+    except ValueError:  # a class with one row, fewer rows than classes, too few groups
+        rarest = frame["label"].value_counts().sort("count", "label").row(0, named=True)
+        raise UserError(
+            f"{source}: too few rows to cut {share:.0%} off by label; label '{rarest['label']}' "
+            f"has {rarest['count']}; drop or merge rare labels; is --label-column right?"
+        ) from None
     is_cut = np.zeros(len(labels), dtype=bool)
     is_cut[cut] = True
     return frame.filter(~is_cut), frame.filter(is_cut)

@@ -85,6 +85,8 @@ def main() -> None:
     )
     if settings.file and arguments.texts:
         raise UserError("give either texts or --file, not both")
+    if Path(settings.file).suffix.lower() in (".csv", ".tsv", ".json", ".jsonl", ".parquet"):
+        raise UserError(f"--file {settings.file}: is a table; give a file with one text a line")
     if settings.file and not Path(settings.file).is_file():
         raise UserError(f"--file {settings.file}: no such file")
     device = choose_device(settings.device)
@@ -95,6 +97,8 @@ def main() -> None:
         source = open(settings.file, encoding="utf-8-sig", newline="\n")
     else:
         if not arguments.texts:
+            if sys.stdin.isatty():
+                print("one text a line; Ctrl-D ends the input", file=sys.stderr)
             sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")
         source = nullcontext(sys.stdin)
     with source as lines:

@@ -146,7 +146,10 @@ def _as_text(path: Path, column: pl.Series) -> pl.Series:
 def _require_column(path: Path, frame: pl.DataFrame, name: str, flag_shown: str) -> None:
     if name not in frame.columns:
         there = ", ".join(frame.columns)
-        raise UserError(f"{path}: no column '{name}' ({flag_shown}); the file has: {there}")
+        hint = ""
+        if path.suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet"):
+            hint = " (if that is no header line, name the columns with --columns)"
+        raise UserError(f"{path}: no column '{name}' ({flag_shown}); the file has: {there}{hint}")
 
 
 def _by_split_column(

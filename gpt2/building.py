@@ -23,11 +23,11 @@ class ModelSettings:
 
     model: str = flag(
         "mini",
-        "mini (7 million parameters), a released size, or scratch: your own shape by --n-layer, "
+        "shape: mini (7 million parameters), a released one, or scratch: your own by --n-layer, "
         "--n-head and --n-embd, with mini's tokenizer",
         choices=(*SIZES, "scratch"),
     )
-    init: str = flag("random", "what training starts from", choices=("random",))
+    init: str = flag("random", "weights that training starts from", choices=("random",))
     n_layer: int | None = flag(None, "blocks of a scratch model; 4 if left out", at_least=1)
     n_head: int | None = flag(None, "attention heads of a scratch model; 4", at_least=1)
     n_embd: int | None = flag(None, "width of a scratch model; 128", at_least=1)
@@ -52,7 +52,13 @@ def choose_config(settings: ModelSettings) -> tuple[GPT2Config, tiktoken.Encodin
                     "its own"
                 )
         config = dataclasses.replace(SIZES[settings.model], dropout=settings.dropout)
-        return config, get_encoding("mini" if config.vocab_size == _MINI_VOCABULARY else "gpt2")
+        encodings = {_MINI_VOCABULARY: "mini", SIZES["gpt2"].vocab_size: "gpt2"}
+        if config.vocab_size not in encodings:
+            raise UserError(
+                f"--model {settings.model} has a vocabulary of {config.vocab_size}, but there are "
+                f"tokens for {' and '.join(map(str, encodings))} only"
+            )
+        return config, get_encoding(encodings[config.vocab_size])
     defaults = {"n_layer": 4, "n_head": 4, "n_embd": 128}
     chosen = {name: value or defaults[name] for name, value in shape.items()}
     try:
@@ -68,7 +74,8 @@ def check_max_length(max_length: int, config: GPT2Config) -> None:
     """Raises UserError if rows of `max_length` tokens do not fit in the model's context."""
     if max_length > config.n_positions:
         raise UserError(
-            f"--max-length {max_length} is beyond the model's context, {config.n_positions} tokens"
+            f"--max-length {max_length} is beyond the model's context; --max-length "
+            f"{config.n_positions} is the most it takes"
         )
 
 

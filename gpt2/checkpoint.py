@@ -42,8 +42,7 @@ def save_checkpoint(
     temporary = folder.with_name(folder.name + ".new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    # named_parameters counts a tied tensor once; state_dict would write it twice.
-    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    weights = {name: t.detach().cpu().contiguous() for name, t in _tensors(model).items()}
     save_file(weights, temporary / "model.safetensors")
     save_encoding(checkpoint.encoding, temporary)
     description = {
@@ -74,6 +73,8 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
     Raises UserError if there is no whole checkpoint for `task` in `path`.
     """
     folder = path / "best" if (path / "best").is_dir() else path
+    if (folder / "metrics.jsonl").is_file():
+        raise UserError(f"{path}: this run has not saved a model")
     if not (folder / "config.json").is_file():
         raise UserError(f"{path}: not a run folder or checkpoint (no best/config.json in it)")
     try:
@@ -99,15 +100,23 @@ def load_weights(folder: Path, model: GPT2) -> None:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
-    parameters = dict(model.named_parameters())
-    wrong = sorted(weights.keys() ^ parameters.keys()) or [
-        name for name, p in parameters.items() if weights[name].shape != p.shape
+    tensors = _tensors(model)
+    wrong = sorted(weights.keys() ^ tensors.keys()) or [
+        name for name, tensor in tensors.items() if weights[name].shape != tensor.shape
     ]
     if wrong:
         raise UserError(f"{file}: does not fit the model at {', '.join(wrong[:5])}")
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+        for name, tensor in tensors.items():
+            tensor.copy_(weights[name])
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All that makes the model what it is: parameters, a tied one once (state_dict has it twice),
+    and the buffers that state_dict keeps, which a changed architecture may have."""
+    kept = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return dict(model.named_parameters()) | buffers
 
 
 def _describe_head(head: torch.nn.Module) -> dict[str, Any]:

@@ -103,6 +103,10 @@ def read_utf8(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(
+                f"{path}: is UTF-16, not UTF-8; convert it first: iconv -f UTF-16 -t UTF-8"
+            ) from None
         line = content.count(b"\n", 0, error.start) + 1
         byte = content[error.start]
         raise UserError(

@@ -192,9 +192,9 @@ class GPT2(nn.Module):
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, (CausalSelfAttention, MLP)):
+        if hasattr(module, "c_proj"):  # attention and MLP: what goes back into the residual stream
             # Each block adds two projections to the residual stream; the smaller start keeps its
             # variance independent of depth (GPT-2 paper, section 2.3).
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))

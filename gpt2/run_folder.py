@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gpt2.command_line import UserError, flag
 
 # All that a run writes. --overwrite removes these and nothing else.
@@ -91,6 +93,7 @@ class RunFolder:
                 "command": sys.argv,
                 "versions": _versions(),
                 "device": device,
+                "threads": torch.get_num_threads(),
                 "git_commit": _git_commit(),
             }
             self.write_json("config.json", config)

@@ -39,8 +39,7 @@ class TrainingConfig:
         "takes the whole batch", at_least=0
     )  # fmt: skip
     learning_rate: float = flag(
-        6e-4, "peak rate of AdamW; about 6e-4 for a small model from random weights, 3e-5 for "
-        "released weights", above=0
+        6e-4, "peak rate of AdamW; the larger the model, the lower", above=0
     )  # fmt: skip
     warmup: float = flag(
         0.1,
@@ -198,7 +197,10 @@ def train(
     best_loss, best_step, evaluations_since_best = math.inf, 0, 0
     logged_loss, logged_targets, logged_tokens, logged_seconds = 0.0, 0, 0, 0.0
     model.eval()
-    run.log({"step": 0, "epoch": 0.0, "validation": evaluate()})
+    metrics = evaluate()
+    run.log({"step": 0, "epoch": 0.0, "validation": metrics})
+    tqdm.write(f"before training, validation: {_show(metrics)}")
+    seen_loss, seen_targets = 0.0, 0  # since the last evaluation
     bar = tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True)  # None: quiet in a pipe
     model.train()
 
@@ -250,6 +252,8 @@ def train(
             logged_seconds += step_seconds
             logged_loss += loss_sum.item()
             logged_targets += targets
+            seen_loss += loss_sum.item()
+            seen_targets += targets
             bar.update()
             if step % config.log_every == 0 or step == steps:
                 record = {
@@ -277,8 +281,11 @@ def train(
                     raise NotFinite(f"step {step}: the validation loss is {metrics['loss']}", [])
                 run.log({"step": step, "epoch": round(step / steps_per_epoch, 4),
                          "validation": metrics})  # fmt: skip
-                shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-                bar.write(f"step {step} of {steps}, epoch {step / steps_per_epoch:.2f}: {shown}")
+                bar.write(
+                    f"step {step} of {steps}, epoch {step / steps_per_epoch:.2f}, training: loss "
+                    f"{seen_loss / seen_targets:.4f}; validation: {_show(metrics)}"
+                )
+                seen_loss, seen_targets = 0.0, 0
                 progress = {"step": step, "epoch": step / steps_per_epoch, "validation": metrics}
                 evaluations_since_best += 1
                 if metrics["loss"] < best_loss:
@@ -295,3 +302,7 @@ def train(
         best_step=best_step,
         stopped_early=step < steps,
     )
+
+
+def _show(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -234,6 +234,8 @@ def test_fewer_rows_keep_the_share_of_each_class(tmp_path):
         assert load_splits(settings, seed).train["label"].sum() == 2
     with pytest.raises(UserError, match="all training rows have the same label"):
         load(tmp_path / "a.csv", max_train=3)
+    with pytest.raises(UserError, match="--max-train 1 is fewer than the 2 classes"):
+        load(tmp_path / "a.csv", max_train=1)
 
 
 def test_a_test_file_without_labels_is_refused(tmp_path):
@@ -251,7 +253,7 @@ def test_too_few_films_are_refused(tmp_path):
             (tmp_path / split / f"urls_{label}.txt").write_text(f"title/tt{len(split)}/\n" * 2)
             for i in range(2):
                 (tmp_path / split / label / f"{i}_5.txt").write_text(f"{split} {label} {i}")
-    with pytest.raises(UserError, match="cannot be split by label"):
+    with pytest.raises(UserError, match="too few rows to cut 20% off"):
         load(tmp_path)
 
 
@@ -299,7 +301,8 @@ def test_the_real_reviews():
         ("a.csv", b"text,label\na,1\nb, c,0\n", {}, "line 3 has 3 fields, but the header line"),
         ("a.csv", b"a,1,2\n", {"columns": "text,label"}, "line 1 has 3 fields, but --columns"),
         ("a.csv", b"text,label\na,1\nb,1\n", {}, "all training rows have the same label, '1'"),
-        ("a.csv", b"text,label\na,1\nb,0\n", {}, "cannot be split by label"),
+        ("a.csv", b"text,label\na,1\nb,0\n", {}, "label '0' has 1; drop or merge rare labels"),
+        ("a.csv", "text,label\na,1\n".encode("utf-16"), {}, "is UTF-16"),
         ("a.csv", b"text,label\n ,1\n,0\n", {}, "no train rows with a text and a label"),
         ("a.txt", b"\xef\xbb\xbf", {}, "the file has no rows"),
         ("a.csv", b"text,label,text\na,b,c\n", {}, "two columns have the same name"),

@@ -271,6 +271,11 @@ def test_bad_input_to_prediction(trained, call_script, tmp_path):
         call_script(predict, run, "--file", "nothing.txt"), "--file nothing.txt", "no such file"
     )
     refused(call_script(predict, run, "text", "--file", "x"), "either texts or --file")
+    refused(call_script(predict, run, "--file", "a.csv"), "a.csv", "is a table")
+    (tmp_path / "unfinished").mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / "unfinished" / name).write_text("{}")
+    refused(call_script(predict, tmp_path / "unfinished", "text"), "has not saved a model")
     refused(call_script(predict), "RUN")
     (tmp_path / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
     refused(call_script(predict, run, "--file", "latin.txt"), "latin.txt", "not UTF-8")

@@ -10,7 +10,8 @@ import torch
 from classification.data import IMDbDataset
 from classification.evaluation import classification_loss
 from gpt2.batching import collate
-from gpt2.checkpoint import Checkpoint, load_checkpoint
+from gpt2.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from gpt2.command_line import UserError
 from gpt2.heads import ClassificationHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.run_folder import RunFolder
@@ -164,6 +165,24 @@ def test_best_is_the_lowest_loss_and_last_is_the_last(tmp_path):
     best, _ = load_checkpoint(tmp_path, "classification")
     assert torch.equal(last.wte.weight, model.wte.weight)
     assert not torch.equal(best.wte.weight, model.wte.weight)
+
+
+def test_buffers_of_a_changed_architecture_are_saved_and_loaded(tmp_path):
+    model = tiny_model()
+    model.head.norm = torch.nn.BatchNorm1d(4)
+    model.head.norm.running_mean += 3
+    (tmp_path / "run").mkdir()
+    save_checkpoint(tmp_path / "run/best", model, Checkpoint("classification", get_encoding("mini"),
+                    {"labels": ["bad", "good"], "max_length": 64}), {})  # fmt: skip
+    other = tiny_model(seed=1)
+    other.head.norm = torch.nn.BatchNorm1d(4)
+    load_weights(tmp_path / "run/best", other)
+    for (name, one), two in zip(
+        model.state_dict().items(), other.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), name
+    with pytest.raises(UserError, match=r"does not fit the model at head\.norm"):
+        load_weights(tmp_path / "run/best", tiny_model())
 
 
 def test_early_stopping_on_request(tmp_path):
