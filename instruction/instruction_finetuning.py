@@ -187,10 +187,10 @@ def main() -> None:
     }
     write_report(run, results)
     print(f"\n{comparison_table(results)}\n")
-    rate, padding = result.tokens / result.seconds, 1 - result.useful_token_share
+    rate, useful = result.tokens / result.seconds, result.useful_token_share
     print(
-        f"trained {result.steps} steps in {result.seconds:.1f} s, {rate:,.0f} tokens a second; "
-        f"{padding:.1%} of what was computed was padding; best step {result.best_step}"
+        f"trained {result.steps} steps in {result.seconds:.1f} s, {rate:,.0f} tokens a second, "
+        f"padding not counted; {useful:.1%} of all tokens useful; best step {result.best_step}"
     )
     print(f"everything of this run: {run.folder / 'report.md'}")
     script = os.path.relpath(os.path.join(os.path.dirname(__file__), "respond.py"))

@@ -7,7 +7,6 @@ in full is for the reader to see, not for a test. The two commands that install 
 import json
 import re
 import shlex
-import shutil
 
 import polars as pl
 import pytest
@@ -64,9 +63,6 @@ def stand_ins(tmp_path_factory):
                 "".join(f"http://www.imdb.com/title/tt{name}{i // 2}/\n" for i in range(len(texts)))
             )
     (folder / "reviews.txt").write_text("a fine film\nno\n")
-    (folder.parent / "shared/alpaca").mkdir()
-    for name in ("alpaca_data_cleaned.json", "alpaca_gpt4_1k.json"):
-        shutil.copy(INSTRUCTIONS, folder.parent / "shared/alpaca" / name)
     rows = json.loads(INSTRUCTIONS.read_text())
     own = [{"question": row["instruction"], "answer": row["output"]} for row in rows[:60]]
     (folder / "mine_qa.jsonl").write_text("\n".join(map(json.dumps, own)))
