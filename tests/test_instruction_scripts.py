@@ -1,13 +1,8 @@
-"""Instruction tuning from outside: a whole run; answers by argument, file, pipe, conversation."""
+"""Instruction tuning from outside: a whole run; answers by argument, file and pipe."""
 
 import json
-import os
-import pty
-import select
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import REPOSITORY
@@ -70,49 +65,6 @@ def test_answers_by_argument_file_and_pipe(trained, run_script, tmp_path):
     assert [line.strip() for line in piped.stdout.split("\n")[:2]] == alone
     other = run_script(RESPOND, run, "Say hello.", "--input", "Hi", *short)
     assert other.returncode == 0, other.stderr
-
-
-class Terminal:
-    """A script under a terminal: what a person would see, and what she would type."""
-
-    def __init__(self, command, environment):
-        self.pid, self.screen = pty.fork()
-        if self.pid == 0:
-            os.execvpe(command[0], command, environment)
-        self.seen = ""
-
-    def wait_for(self, text, seconds=60):
-        deadline = time.time() + seconds
-        while text not in self.seen:
-            assert time.time() < deadline, f"no {text!r} in {self.seen!r}"
-            if select.select([self.screen], [], [], 1)[0]:
-                try:
-                    self.seen += os.read(self.screen, 4096).decode()
-                except OSError:  # the script has ended
-                    assert text in self.seen, self.seen
-        before, self.seen = self.seen.split(text, 1)
-        return before
-
-    def type(self, text):
-        os.write(self.screen, text.encode())
-
-
-def test_a_conversation_streams_and_ctrl_c_ends_an_answer_and_ctrl_d_the_program(
-    trained, script_environment
-):
-    run, _ = trained
-    command = [sys.executable, str(REPOSITORY / RESPOND), str(run), "--max-new-tokens", "100000"]
-    terminal = Terminal(command, script_environment | {"TERM": "dumb"})
-    terminal.wait_for("Ctrl-D")
-    terminal.wait_for("> ")
-    terminal.type("Say hello.\n")
-    terminal.wait_for("Say hello.")
-    time.sleep(0.5)
-    os.kill(terminal.pid, signal.SIGINT)
-    terminal.wait_for("> ")
-    terminal.type("\x04")
-    _, status = os.waitpid(terminal.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def refused(done, *parts):
