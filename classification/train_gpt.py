@@ -28,6 +28,7 @@ from classification.evaluation import (
 )
 from classification.report import comparison_table, write_report
 from classification.sources import DataSettings, source_name
+from gpt2.batching import check_batch_size
 from gpt2.building import (
     ModelSettings,
     build_model,
@@ -36,8 +37,9 @@ from gpt2.building import (
     count_parameters,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
-from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.command_line import flag, parse_flags, run_script
 from gpt2.heads import POOLINGS, ClassificationHead
+from gpt2.reporting import describe_training, explain_not_finite
 from gpt2.run_folder import RunFolder, RunSettings
 from gpt2.training import NotFinite, TrainingConfig, autocast, choose_device, train
 
@@ -71,11 +73,7 @@ def main() -> None:
     gpt2_config, encoding = choose_config(model_settings)
     check_max_length(head.max_length, gpt2_config)
     splits = load_splits(data, seed)
-    if len(splits.train) < config.batch_size:
-        raise UserError(
-            f"{data.data}: {len(splits.train)} training rows are fewer than one batch of "
-            f"{config.batch_size}; give more rows or a smaller --batch-size"
-        )
+    check_batch_size(data.data, len(splits.train), config.batch_size)
     model = build_model(
         gpt2_config,
         lambda c: ClassificationHead(c, len(splits.labels), head.pooling),
@@ -132,11 +130,7 @@ def main() -> None:
             checkpoint,
         )
     except NotFinite as error:
-        first = f" (the first: '{splits.train['text'][error.rows[0]][:60]}')" if error.rows else ""
-        raise UserError(
-            f"{error}{first}; a lower --learning-rate, a longer --warmup or --precision float32 "
-            "may help"
-        ) from None
+        raise explain_not_finite(error, splits.train["text"]) from None
 
     # ---- chapter 5: evaluation of the weights that did best on validation
     load_weights(run.folder / "best", model)
@@ -178,11 +172,7 @@ def main() -> None:
     }
     write_report(run, results, splits, test_log_probabilities)
     print(f"\n{comparison_table(results)}\n")
-    rate, useful = result.tokens / result.seconds, result.useful_token_share
-    print(
-        f"trained {result.steps} steps in {result.seconds:.1f} s, {rate:,.0f} tokens a second, "
-        f"padding not counted; {useful:.1%} of all tokens useful; best step {result.best_step}"
-    )
+    print(describe_training(results["training"]))
     print(f"everything of this run: {run.folder / 'report.md'}")
     predict = f"python {_beside('predict.py')} {shlex.quote(str(run.folder))}"
     print(f'\nnext, ask the model yourself:\n  {predict} "A dull start, but what an ending!"')

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2.command_line import UserError
+
 IGNORE = -100  # a target on which no loss is taken; cross_entropy's own default
 
 # Rows are sorted by length within pools of this many batches. Larger pools pad less but make rows
@@ -32,6 +34,15 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         return Batch(*(tensor.to(device) for tensor in (self.tokens, self.lengths, self.targets)))
+
+
+def check_batch_size(data: str, rows: int, batch_size: int) -> None:
+    """Raises UserError if the training rows of `data` do not fill one batch."""
+    if rows < batch_size:
+        raise UserError(
+            f"{data}: {rows} training rows are fewer than one batch of {batch_size}; give more "
+            "rows or a smaller --batch-size"
+        )
 
 
 def collate(rows: Sequence[tuple[Tensor, Tensor]]) -> Batch:

@@ -99,18 +99,23 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame
 def read_utf8(path: Path) -> str:
     """The whole file as text, without a byte-order mark. Raises UserError, naming the line, if it
     is not UTF-8."""
-    content = path.read_bytes()
+    return decode_utf8(path, path.read_bytes())
+
+
+def decode_utf8(name: Path | str, content: bytes) -> str:
+    """`content` as text, without a byte-order mark. Raises UserError, with the line and the `name`
+    of where it comes from, if it is not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError(
-                f"{path}: is UTF-16, not UTF-8; convert it first: iconv -f UTF-16 -t UTF-8"
+                f"{name}: is UTF-16, not UTF-8; convert it first: iconv -f UTF-16 -t UTF-8"
             ) from None
         line = content.count(b"\n", 0, error.start) + 1
         byte = content[error.start]
         raise UserError(
-            f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}); "
+            f"{name}: line {line} is not UTF-8 (byte 0x{byte:02x}); "
             f"convert it first, for example: iconv -f WINDOWS-1252 -t UTF-8"
         ) from None
 

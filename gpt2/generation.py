@@ -41,13 +41,13 @@ def generate_steps(
     prompts: Sequence[Sequence[int]],
     settings: SamplingSettings,
     stop_token: int,
-    seed: int = 0,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[list[int | None]]:
     """The next token of each prompt, step by step; None for a row that has ended.
 
     A row ends with `stop_token`, which is yielded, after `max_new_tokens`, or when it fills the
-    context. Rows do not depend on each other; row i samples with the random numbers of seed + i.
-    The model must be in evaluation mode.
+    context. Each row samples with the random numbers of its own seed (left out: 0 for all), so that
+    no row depends on those that it shares a batch with. The model must be in evaluation mode.
 
     Raises PromptTooLong if a prompt leaves no room for one token, ValueError if one is empty.
     """
@@ -70,7 +70,8 @@ def generate_steps(
     seen = torch.zeros(rows, model.config.vocab_size, dtype=torch.bool, device=device)
     for row, prompt in enumerate(prompts):
         seen[row, tokens[row, : len(prompt)]] = True
-    generators = [torch.Generator(device).manual_seed(seed + row) for row in range(rows)]
+    seeds = seeds or [0] * rows
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     # --- the prompts, all at once; what follows each row's last token
     hidden = model.hidden_states(tokens, cache)  # (B, T, C)
@@ -103,12 +104,12 @@ def generate(
     prompts: Sequence[Sequence[int]],
     settings: SamplingSettings,
     stop_token: int,
-    seed: int = 0,
+    seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The answer to each prompt as token ids, `stop_token` included where the model came to it.
     See `generate_steps`."""
     answers: list[list[int]] = [[] for _ in prompts]
-    for step in generate_steps(model, prompts, settings, stop_token, seed):
+    for step in generate_steps(model, prompts, settings, stop_token, seeds):
         for answer, token in zip(answers, step, strict=True):
             if token is not None:
                 answer.append(token)
@@ -118,30 +119,46 @@ def generate(
 def choose_tokens(
     logits: Tensor, seen: Tensor, settings: SamplingSettings, generators: list[torch.Generator]
 ) -> Tensor:
-    """One token for each row of `logits` (B, V) float32, as `settings` say. `seen` (B, V) bool
-    marks the tokens that already stand in the row."""
-    if settings.repetition_penalty != 1:
-        # Keskar et al. 2019, "CTRL", section 4.1; dividing a negative logit would favour it
-        penalised = torch.where(
-            logits > 0, logits / settings.repetition_penalty, logits * settings.repetition_penalty
-        )
-        logits = torch.where(seen, penalised, logits)
+    """One token (B,) int64 for each row of `logits` (B, V) float32, as `settings` say. `seen`
+    (B, V) bool marks the tokens that already stand in the row."""
+    logits = penalise_repetition(logits, seen, settings.repetition_penalty)
     if settings.temperature == 0:
         return logits.argmax(dim=1)
-    logits = logits / settings.temperature
-    if settings.top_k:
-        kth = logits.topk(min(settings.top_k, logits.size(1)), dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if settings.top_p < 1:
-        # Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1
-        ordered, order = logits.sort(dim=1, descending=True)
-        before = ordered.softmax(dim=1).cumsum(dim=1) - ordered.softmax(dim=1)
-        ordered = ordered.masked_fill(before >= settings.top_p, -torch.inf)
-        logits = torch.empty_like(logits).scatter_(1, order, ordered)
-    probabilities = logits.softmax(dim=1)
+    logits = keep_top_k(logits / settings.temperature, settings.top_k)
+    probabilities = keep_top_p(logits, settings.top_p).softmax(dim=1)
     return torch.cat(
         [
             torch.multinomial(row, 1, generator=generator)
             for row, generator in zip(probabilities, generators, strict=True)
         ]
     )
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Lower the logits of `seen` tokens. Keskar et al. 2019, "CTRL", section 4.1; dividing a
+    negative logit, as written there, would raise it."""
+    if penalty == 1:
+        return logits
+    penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, penalised, logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """The `k` largest logits of each row; the others become -inf. 0 keeps all."""
+    if k == 0 or k >= logits.size(1):
+        return logits
+    largest = logits.topk(k, dim=1)  # by place, not by value: equal logits would be k + 1
+    return torch.full_like(logits, -torch.inf).scatter(1, largest.indices, largest.values)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """The likeliest tokens up to the one with which they together reach the probability `p`; the
+    others become -inf. Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration",
+    section 3.1."""
+    if p == 1:
+        return logits
+    ordered, order = logits.sort(dim=1, descending=True)
+    probabilities = ordered.softmax(dim=1)
+    before = probabilities.cumsum(dim=1) - probabilities  # of all that are likelier
+    ordered = ordered.masked_fill(before >= p, -torch.inf)
+    return torch.empty_like(logits).scatter(1, order, ordered)

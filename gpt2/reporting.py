@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2.command_line import UserError
+from gpt2.training import NotFinite
+
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """An aligned Markdown table, readable on a terminal as well. Numbers stand to the right;
@@ -37,6 +40,25 @@ def _cell(value: Any) -> str:
 def percent(share: float) -> str:
     """0.8765 -> "87.7 %"."""
     return f"{100 * share:.1f} %"
+
+
+def describe_training(training: dict[str, Any]) -> str:
+    """One line on the key `training` of results.json."""
+    return (
+        f"trained {training['steps']} steps in {training['seconds']:.1f} s, "
+        f"{training['tokens_per_second']:,.0f} tokens a second, padding not counted; "
+        f"{training['useful_token_share']:.1%} of all tokens useful; best step "
+        f"{training['best_step']}"
+    )
+
+
+def explain_not_finite(error: NotFinite, texts: Sequence[str]) -> UserError:
+    """What to tell the user when the loss is no number any more. `texts` are the training rows'."""
+    first = f" (the first: '{texts[error.rows[0]][:60]}')" if error.rows else ""
+    return UserError(
+        f"{error}{first}; a lower --learning-rate, a longer --warmup or --precision float32 may "
+        "help"
+    )
 
 
 def plot_curves(records: Sequence[dict[str, Any]], metrics: Sequence[str], file: Path) -> None:

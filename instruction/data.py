@@ -6,6 +6,7 @@ are the response's tokens and the final <|endoftext|>, nothing of the template.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 
 from gpt2.batching import IGNORE
 from gpt2.command_line import UserError, flag
-from gpt2.files import read_rows
+from gpt2.files import TABLE_SUFFIXES, read_rows
 from gpt2.hub import download_dataset
 from instruction.template import Template
 
@@ -47,13 +48,19 @@ class DataSettings:
     data: str = flag(
         "sample",
         "sample (340 built-in instructions), alpaca or alpaca-gpt4 (52,000 each, downloaded), or a "
-        "JSON, JSONL, CSV or Parquet file",
+        "JSON, JSONL, CSV, TSV or Parquet file, or a folder with one such file",
     )
     instruction_column: str = flag("instruction", "column with the instruction")
-    input_column: str = flag("input", "column with what the instruction is about; may be missing")
+    input_column: str = flag(
+        "input", "column with what the instruction is about; a file need not have it"
+    )
     output_column: str = flag("output", "column with the answer")
     max_train: int = flag(0, "training rows kept, chosen by the seed; 0 keeps all", at_least=0)
-    max_validation: int = flag(0, "validation rows kept; 0 keeps all", at_least=0)
+    max_validation: int = flag(
+        0,
+        "validation rows kept; 0 keeps all, or the share of them that --max-train keeps",
+        at_least=0,
+    )
     max_test: int = flag(0, "test rows kept; 0 keeps all", at_least=0)
     max_length: int = flag(512, "tokens kept of prompt and response together", at_least=2)
     train_on_prompt: bool = flag(False, "take a loss on the prompt's tokens as well")
@@ -97,8 +104,10 @@ def load_splits(
     keep("no room for a response", pl.lit(fits) if len(frame) else pl.lit(True))
 
     if len(frame) < 10:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in removed.items() if count)
         raise UserError(
-            f"{settings.data}: {len(frame)} usable rows are left; at least 10 are needed"
+            f"{settings.data}: {len(frame)} usable rows are left, at least 10 are needed; removed: "
+            f"{reasons or 'none'}"
         )
     frame = frame.sample(fraction=1, shuffle=True, seed=seed)
     tenth = round(len(frame) / 10)
@@ -107,9 +116,14 @@ def load_splits(
         "validation": frame[tenth : 2 * tenth],
         "train": frame[2 * tenth :],
     }
+    max_validation = settings.max_validation
+    if settings.max_train and not max_validation:
+        # 64 training rows on trial should not be followed by 5,000 for validation.
+        share = min(1, settings.max_train / len(parts["train"]))
+        max_validation = math.ceil(share * len(parts["validation"]))
     for split, rows in (
         ("train", settings.max_train),
-        ("validation", settings.max_validation),
+        ("validation", max_validation),
         ("test", settings.max_test),
     ):
         parts[split] = parts[split][:rows] if rows else parts[split]
@@ -131,7 +145,18 @@ def _find(data: str) -> Path:
     if not path.exists():
         names = ", ".join(["sample", *DOWNLOADS])
         raise UserError(f"--data {path}: no such file (built-in names: {names})")
-    return path
+    if not path.is_dir():
+        return path
+    # The layout of a data set's repository: one table, in the folder or in its subfolder `data`.
+    tables = sorted(
+        file
+        for file in [*path.glob("*"), *path.glob("data/*")]
+        if file.suffix.lower() in TABLE_SUFFIXES and file.suffix.lower() != ".txt"
+    )
+    if len(tables) != 1:
+        names = ", ".join(file.name for file in tables[:5]) or "none"
+        raise UserError(f"--data {path}: a folder needs one table in it, not {names}; name a file")
+    return tables[0]
 
 
 def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
@@ -143,7 +168,7 @@ def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
     }
     known = list(dict.fromkeys(name for row in rows for name in row))
     for column, name in columns.items():
-        if name not in known and column != "input":
+        if name not in known and (column, name) != ("input", "input"):
             hint = "; a file for classification?" if "label" in known else ""
             raise UserError(
                 f"{path}: no field '{name}' (--{column}-column); the rows have: "
@@ -152,11 +177,9 @@ def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
     texts: dict[str, list[str]] = {column: [] for column in columns}
     for number, row in enumerate(rows, start=1):
         for column, name in columns.items():
-            value = row.get(name, "" if column == "input" else None)
-            if column == "input" and value is None:
-                value = ""
             if name not in row and column != "input":
                 raise UserError(f"{path}: row {number} has no field '{name}'")
+            value = row.get(name)
             if value is None:
                 value = ""  # an empty cell: cleaning counts it
             if not isinstance(value, str):
@@ -167,12 +190,16 @@ def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
     return pl.DataFrame(texts, schema={column: pl.String for column in columns})
 
 
+_CHUNK = 10_000  # rows whose tokens are Python numbers at the same time
+
+
 class InstructionDataset(Dataset):
     """Instructions as token ids. Row i is (tokens (length,) int64, targets (length,) int64).
 
     targets[t] is the token that follows tokens[t], or -100 where no loss is taken: inside the
     prompt, unless `train_on_prompt`. The last target is always <|endoftext|>; an over-long row
-    loses the end of its response instead (`truncated` counts these).
+    loses the end of its response instead (`truncated` counts these). Texts are encoded as plain
+    text: "<|endoftext|>" inside one is thirteen characters, not the special token.
 
     >>> from gpt2.tokenizer import get_encoding
     >>> template = Template(without_input="Q: {instruction} A:")
@@ -190,29 +217,42 @@ class InstructionDataset(Dataset):
         max_length: int,
         train_on_prompt: bool = False,
     ) -> None:
-        prompts = encoding.encode_ordinary_batch([template.prompt(*row[:2]) for row in rows])
-        responses = encoding.encode_ordinary_batch([row[2] for row in rows])
-        self.rows: list[tuple[Tensor, Tensor]] = []
+        pieces, prompt_lengths = [], []
         self.truncated = 0
-        self.prompts = prompts  # for generation
-        for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            room = max_length - len(prompt)  # the last token, <|endoftext|>, is a target only
-            if room < 1 or not response:
-                raise ValueError(f"row {number} has no room for a response, or none")
-            self.truncated += len(response) > room
-            whole = torch.tensor([*prompt, *response[:room], encoding.eot_token], dtype=torch.int32)
-            tokens, targets = whole[:-1], whole[1:].clone()
-            if not train_on_prompt:
-                targets[: len(prompt) - 1] = IGNORE
-            self.rows.append((tokens, targets))
-        self.lengths = np.array([len(tokens) for tokens, _ in self.rows], dtype=np.int64)
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            prompts = encoding.encode_ordinary_batch([template.prompt(*row[:2]) for row in chunk])
+            responses = encoding.encode_ordinary_batch([row[2] for row in chunk])
+            for prompt, response in zip(prompts, responses, strict=True):
+                room = max_length - len(prompt)  # the last token, <|endoftext|>, is a target only
+                if room < 1 or not response:
+                    raise ValueError(f"row {len(pieces)} has no room for a response, or none")
+                self.truncated += len(response) > room
+                whole = [*prompt, *response[:room], encoding.eot_token]
+                pieces.append(np.array(whole, dtype=np.int32))
+                prompt_lengths.append(len(prompt))
+        self.train_on_prompt = train_on_prompt
+        self.prompt_lengths = np.array(prompt_lengths, dtype=np.int64)
+        self.lengths = np.array([len(whole) - 1 for whole in pieces], dtype=np.int64)
+        # One array for all rows: a tensor for each would take more memory than its tokens.
+        self.tokens = np.concatenate([*pieces, np.array([], dtype=np.int32)])
+        self.starts = (self.lengths + 1).cumsum() - (self.lengths + 1)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        tokens, targets = self.rows[index]
-        return tokens.long(), targets.long()
+        start = self.starts[index]
+        whole = self.tokens[start : start + self.lengths[index] + 1].astype(np.int64)
+        tokens, targets = torch.from_numpy(whole[:-1]), torch.from_numpy(whole[1:]).clone()
+        if not self.train_on_prompt:
+            targets[: self.prompt_lengths[index] - 1] = IGNORE
+        return tokens, targets
+
+    def prompt(self, index: int) -> list[int]:
+        """The token ids of row `index` up to where its response begins: what generation gets."""
+        start = self.starts[index]
+        return self.tokens[start : start + self.prompt_lengths[index]].tolist()
 
 
 def describe_splits(splits: Splits) -> dict[str, Any]:
@@ -234,9 +274,9 @@ def print_summary(splits: Splits, datasets: dict[str, InstructionDataset]) -> No
     removed = [f"{reason} {count:,}" for reason, count in splits.removed.items() if count]
     print(f"  rows removed:   {', '.join(removed) or 'none'}")
     train = datasets["train"]
-    prompts = [len(prompt) for prompt in train.prompts]
-    responses = [int((targets != IGNORE).sum()) for _, targets in train.rows]
+    responses = train.lengths + 1 - train.prompt_lengths
     print(
-        f"  training tokens a row: prompt median {np.median(prompts):.0f}, targets median "
-        f"{np.median(responses):.0f}, p95 {np.percentile(responses, 95):.0f}"
+        f"  training tokens a row: prompt median {np.median(train.prompt_lengths):.0f}, response "
+        f"with its end median {np.median(responses):.0f}, p95 {np.percentile(responses, 95):.0f}, "
+        f"longest {responses.max():,}"
     )

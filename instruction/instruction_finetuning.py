@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from gpt2.batching import check_batch_size
 from gpt2.building import (
     ModelSettings,
     build_model,
@@ -26,9 +27,10 @@ from gpt2.building import (
     count_parameters,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
-from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.command_line import flag, parse_flags, run_script
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
+from gpt2.reporting import describe_training, explain_not_finite
 from gpt2.run_folder import RunFolder, RunSettings
 from gpt2.training import NotFinite, TrainingConfig, autocast, choose_device, train
 from instruction.data import (
@@ -45,10 +47,11 @@ from instruction.evaluation import (
     answer_prompts,
     evaluate_loss,
     instruction_loss,
+    judge_tasks,
     task_metrics,
     task_prompts,
 )
-from instruction.report import comparison_table, write_report
+from instruction.report import answer_records, comparison_table, task_records, write_report
 from instruction.template import Template
 
 # Answered at each evaluation, so that one sees the model learn.
@@ -79,15 +82,16 @@ def main() -> None:
     gpt2_config, encoding = choose_config(model_settings)
     check_max_length(data.max_length, gpt2_config)
     splits = load_splits(data, template, encoding, seed)
-    if len(splits.train) < config.batch_size:
-        raise UserError(
-            f"{data.data}: {len(splits.train)} training rows are fewer than one batch of "
-            f"{config.batch_size}; give more rows or a smaller --batch-size"
-        )
+    check_batch_size(data.data, len(splits.train), config.batch_size)
     model = build_model(gpt2_config, LanguageModelHead, config.train, seed).to(device)
     datasets = {
         split: InstructionDataset(
-            frame.rows(), template, encoding, data.max_length, data.train_on_prompt
+            frame.rows(),
+            template,
+            encoding,
+            data.max_length,
+            # Only training does: what is reported is always the loss on responses.
+            train_on_prompt=data.train_on_prompt and split == "train",
         )
         for split, frame in splits.items()
     }
@@ -108,8 +112,8 @@ def main() -> None:
     # ---- fine-tuning, between two looks at the test split
     greedy = SamplingSettings(max_new_tokens=evaluation.answer_tokens)
     answered = np.random.default_rng(seed).permutation(len(splits.test))[: evaluation.test_answers]
-    references = splits.test["output"].gather(answered).to_list()
-    prompts = [datasets["test"].prompts[row] for row in answered]
+    answered_rows = splits.test[answered]
+    prompts = [datasets["test"].prompt(row) for row in answered]
 
     def answers_to(some_prompts: list[list[int]], progress: str = "") -> list[Answer]:
         return answer_prompts(
@@ -117,22 +121,26 @@ def main() -> None:
             progress=progress,
         )  # fmt: skip
 
-    def look_at_test(when: str) -> tuple[dict[str, Any], list[Answer]]:
+    def loss_on(split: str, progress: str = "") -> dict[str, float]:
+        return evaluate_loss(model, datasets[split], config.batch_size, config.precision, progress)
+
+    def look_at_test(when: str) -> tuple[dict[str, Any], list[Answer], list[Answer]]:
+        """The metrics, the answers to test rows and the answers to tasks."""
         answers = answers_to(prompts, f"test answers, {when}")
-        return evaluate_loss(
-            model, datasets["test"], config.batch_size, config.precision, f"test loss, {when}"
-        ) | answer_metrics(answers, references, template) | task_metrics(
-            answers_to(task_prompts(encoding, template), f"tasks, {when}")
-        ), answers  # fmt: skip
+        task_answers = answers_to(task_prompts(encoding, template), f"tasks, {when}")
+        metrics = loss_on("test", f"test loss, {when}")
+        metrics |= answer_metrics(answers, answered_rows["output"].to_list(), template)
+        metrics |= task_metrics(judge_tasks(task_answers))
+        return metrics, answers, task_answers
 
     def evaluate() -> dict[str, float]:
         fixed = [encoding.encode_ordinary(template.prompt(*prompt)) for prompt in FIXED_PROMPTS]
         for (instruction, text), answer in zip(FIXED_PROMPTS, answers_to(fixed), strict=True):
             tqdm.write(f"  {instruction} {text}".rstrip() + f"\n    -> {_shorten(answer.text)}")
-        return evaluate_loss(model, datasets["validation"], config.batch_size, config.precision)
+        return loss_on("validation")
 
     model.eval()
-    before, answers_before = look_at_test("before")
+    before, answers_before, tasks_before = look_at_test("before")
     checkpoint = Checkpoint(
         "instruction",
         encoding,
@@ -144,19 +152,12 @@ def main() -> None:
             model, datasets["train"], instruction_loss, evaluate, config, seed, run, checkpoint
         )
     except NotFinite as error:
-        first = ""
-        if error.rows:
-            first = f" (the first: '{splits.train['instruction'][error.rows[0]][:60]}')"
-        raise UserError(
-            f"{error}{first}; a lower --learning-rate, a longer --warmup or --precision float32 "
-            "may help"
-        ) from None
+        raise explain_not_finite(error, splits.train["instruction"]) from None
 
     # ---- evaluation of the weights that did best on validation, and comparison
     load_weights(run.folder / "best", model)
     model.eval()
-    after, answers_after = look_at_test("after")
-    validation = evaluate_loss(model, datasets["validation"], config.batch_size, config.precision)
+    after, answers_after, tasks_after = look_at_test("after")
     results = {
         "task": "instruction",
         "data": describe_splits(splits)
@@ -169,29 +170,15 @@ def main() -> None:
             "trainable": trainable,
         },
         "before": {"test": before},
-        "after": {"validation": validation, "test": after},
+        "after": {"validation": loss_on("validation"), "test": after},
         "training": dataclasses.asdict(result)
         | {"tokens_per_second": result.tokens / result.seconds, "seed": seed},
-        "answers": [
-            {
-                "instruction": splits.test["instruction"][int(row)],
-                "input": splits.test["input"][int(row)],
-                "reference": reference,
-                "before": answer_before.text,
-                "after": answer_after.text,
-            }
-            for row, reference, answer_before, answer_after in zip(
-                answered, references, answers_before, answers_after, strict=True
-            )
-        ],
+        "answers": answer_records(answered_rows, answers_before, answers_after),
+        "tasks": task_records(tasks_before, tasks_after),
     }
     write_report(run, results)
     print(f"\n{comparison_table(results)}\n")
-    rate, useful = result.tokens / result.seconds, result.useful_token_share
-    print(
-        f"trained {result.steps} steps in {result.seconds:.1f} s, {rate:,.0f} tokens a second, "
-        f"padding not counted; {useful:.1%} of all tokens useful; best step {result.best_step}"
-    )
+    print(describe_training(results["training"]))
     print(f"everything of this run: {run.folder / 'report.md'}")
     script = os.path.relpath(os.path.join(os.path.dirname(__file__), "respond.py"))
     print("\nnext, ask the model yourself:")

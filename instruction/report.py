@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import html
+import re
+from collections.abc import Sequence
 from typing import Any
+
+import polars as pl
 
 from gpt2.reporting import format_table, percent, plot_curves
 from gpt2.run_folder import RunFolder
+from instruction.evaluation import Answer
+from instruction.tasks import TASKS
 
 _SHOWN = 20  # answers side by side
 
@@ -37,6 +44,26 @@ def comparison_table(results: dict[str, Any]) -> str:
     return format_table(header, rows)
 
 
+def answer_records(
+    rows: pl.DataFrame, before: Sequence[Answer], after: Sequence[Answer]
+) -> list[dict[str, Any]]:
+    """For results.json: each of `rows` (instruction, input, output) with its two answers."""
+    return [
+        {"instruction": instruction, "input": text, "reference": output, "before": one.text,
+         "after": other.text}
+        for (instruction, text, output), one, other in zip(rows.rows(), before, after, strict=True)
+    ]  # fmt: skip
+
+
+def task_records(before: Sequence[Answer], after: Sequence[Answer]) -> list[dict[str, Any]]:
+    """For results.json: each task with its two answers, and whether the later one solves it."""
+    return [
+        {"kind": task.kind, "instruction": task.instruction, "input": task.input,
+         "before": one.text, "after": other.text, "solved": task.check(other.text)}
+        for task, one, other in zip(TASKS, before, after, strict=True)
+    ]  # fmt: skip
+
+
 def write_report(run: RunFolder, results: dict[str, Any]) -> None:
     """Write results.json, curves.png and report.md."""
     run.write_json("results.json", results)
@@ -46,12 +73,13 @@ def write_report(run: RunFolder, results: dict[str, Any]) -> None:
 
 def _report(results: dict[str, Any]) -> str:
     data, model, training = results["data"], results["model"], results["training"]
+    answers, shown = results["answers"], results["answers"][:_SHOWN]
     removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
     parts = [
         f"# {data['name']}: {model['name']} from {model['init']} weights",
         comparison_table(results),
-        f"Losses are over the whole test split, shares over {len(results['answers'])} of its rows, "
-        "answered greedily. "
+        f"Losses are over the whole test split, shares over {len(answers)} of its rows, answered "
+        f"greedily; tasks are {len(results['tasks'])} instructions that a program judges. "
         f"Data: {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} "
         f"test rows; removed: {removed or 'none'}; responses truncated: "
         f"{sum(data['truncated'].values()):,}. Model: {model['parameters']:,} parameters, "
@@ -60,22 +88,32 @@ def _report(results: dict[str, Any]) -> str:
         f"{training['tokens_per_second']:,.0f} tokens a second, seed {training['seed']}. The "
         f"weights of step {training['best_step']}, the best on validation, were tested.",
         "## Curves\n\n![loss and perplexity over the steps](curves.png)",
-        "## Answers, good and bad, as they are",
-    ]
-    for answer in results["answers"][:_SHOWN]:
-        question = answer["instruction"] + (f"\n\n{answer['input']}" if answer["input"] else "")
-        parts.append(f"### {' '.join(answer['instruction'].split())[:80]}")
-        parts += [
-            f"**{who}**\n\n{_quote(text)}"
-            for who, text in (
-                ("instruction", question),
-                ("reference", answer["reference"]),
-                ("before", answer["before"]),
-                ("after", answer["after"]),
-            )
-        ]
+        f"## Answers, good and bad, as they are\n\nThe first {len(shown)} of {len(answers)}; "
+        "results.json has all.\n\n" + _side_by_side(
+            ["instruction", "reference", "before", "after"],
+            [[_question(row), row["reference"], row["before"], row["after"]] for row in shown],
+        ),
+        "## Tasks that a program judges\n\n" + _side_by_side(
+            ["kind", "instruction", "before", "after", "solved"],
+            [[row["kind"], _question(row), row["before"], row["after"],
+              "yes" if row["solved"] else "no"] for row in results["tasks"]],
+        ),
+    ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def _quote(text: str) -> str:
-    return "\n".join(f"> {line}" for line in (text or "(nothing)").splitlines())
+def _question(row: dict[str, Any]) -> str:
+    return row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
+
+
+def _side_by_side(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of whole texts, shown as they are, line ends included."""
+    cells = [[_verbatim(text) for text in row] for row in rows]
+    lines = [list(header), ["---"] * len(header), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _verbatim(text: str) -> str:
+    """A text as one table cell in which Markdown and HTML find nothing to interpret."""
+    escaped = re.sub(r"([\\`*_\[\]~#|!-])", r"\\\1", html.escape(text, quote=False))
+    return "<br>".join(escaped.splitlines()) or "(nothing)"

@@ -5,9 +5,11 @@
     python instruction/respond.py RUN --file questions.jsonl > answers.jsonl
     python instruction/respond.py RUN                          # a conversation
 
-A file holds one instruction a line, or rows with `instruction` and `input` as JSONL, JSON, CSV or
-Parquet; the answers come as JSONL, in its order. In a conversation Ctrl-C ends an answer and Ctrl-D
-the program; each instruction stands for itself, as in training.
+    cat questions.txt | python instruction/respond.py RUN
+
+A file holds one instruction a line, or rows with `instruction` and `input` as JSONL, JSON, CSV,
+TSV or Parquet; a pipe holds lines. The answers come as JSONL, in that order. In a conversation
+Ctrl-C ends an answer and Ctrl-D the program; each instruction stands for itself, as in training.
 """
 
 from __future__ import annotations
@@ -16,15 +18,16 @@ import argparse
 import codecs
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
+from tqdm import tqdm
 
 from gpt2.checkpoint import load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.files import read_rows, read_utf8
+from gpt2.files import decode_utf8, read_rows, read_utf8
 from gpt2.generation import PromptTooLong, SamplingSettings, generate_steps
 from gpt2.model import GPT2
 from gpt2.training import autocast, choose_device
@@ -38,7 +41,10 @@ class RespondSettings:
 
     input: str = flag("", "what the instruction is about, where it needs something")
     file: str = flag("", "answer every instruction of this file, as JSONL on standard output")
-    seed: int = flag(1, "another seed gives other answers, if --temperature is above 0", at_least=0)
+    seed: int = flag(
+        1, "another seed gives other answers, if --temperature is above 0; the second instruction "
+        "takes the next number, and so on", at_least=0
+    )  # fmt: skip
     batch_size: int = flag(16, "instructions of a file answered at once", at_least=1)
     precision: str = flag(
         "auto", "arithmetic of matrix products", choices=("auto", "float32", "bfloat16")
@@ -61,7 +67,7 @@ def stream_answer(
     tokens = encoding.encode_ordinary(prompt)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     with autocast(model.wte.weight.device, precision):
-        for (token,) in generate_steps(model, [tokens], sampling, encoding.eot_token, seed):
+        for (token,) in generate_steps(model, [tokens], sampling, encoding.eot_token, [seed]):
             if token == encoding.eot_token:
                 break
             yield decoder.decode(encoding.decode_single_token_bytes(token))
@@ -73,7 +79,7 @@ def read_instructions(path: Path) -> list[tuple[str, str]]:
     if path.suffix.lower() not in (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"):
         if not path.is_file():
             raise UserError(f"--file {path}: no such file")
-        return [(line.strip(), "") for line in read_utf8(path).splitlines() if line.strip()]
+        return instruction_lines(read_utf8(path))
     questions = []
     for number, row in enumerate(read_rows(path), start=1):
         instruction, text = row.get("instruction"), row.get("input") or ""
@@ -81,6 +87,12 @@ def read_instructions(path: Path) -> list[tuple[str, str]]:
             raise UserError(f"{path}: row {number} needs an 'instruction' that is text")
         questions.append((instruction.strip(), text.strip()))
     return questions
+
+
+def instruction_lines(text: str) -> list[tuple[str, str]]:
+    """(instruction, "") of each line that has one."""
+    # not splitlines(), which also cuts at characters that stand inside texts, as U+2028
+    return [(line.strip(), "") for line in text.split("\n") if line.strip()]
 
 
 def main() -> None:
@@ -95,73 +107,97 @@ def main() -> None:
     settings, sampling, arguments = parse_flags(
         [RespondSettings, SamplingSettings], "Ask a fine-tuned model.", add_arguments=add_arguments
     )
+    if arguments.instruction is not None and not arguments.instruction.strip():
+        raise UserError("the instruction is empty")
     if settings.file and arguments.instruction:
         raise UserError("give either an instruction or --file, not both")
     if settings.input and not arguments.instruction:
         raise UserError("--input belongs to an instruction; give one")
     device = choose_device(settings.device)
-    questions = read_instructions(Path(settings.file)) if settings.file else []
+    conversation = not (settings.file or arguments.instruction) and sys.stdin.isatty()
+    source, questions = "", []
+    if settings.file:
+        source, questions = settings.file, read_instructions(Path(settings.file))
+    elif not (arguments.instruction or conversation):
+        source = "standard input"
+        questions = instruction_lines(decode_utf8(source, sys.stdin.buffer.read()))
     model, checkpoint = load_checkpoint(arguments.run, "instruction")
     model.to(device)
-    encoding, template = checkpoint.encoding, Template(**checkpoint.settings["template"])
+    encoding = checkpoint.encoding
+    try:
+        template = Template(**checkpoint.settings["template"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{arguments.run}: its checkpoint has no usable template ({error})")
 
-    def show(instruction: str, text: str = "") -> None:
+    def show(instruction: str, text: str, seed: int) -> None:
         prompt = template.prompt(instruction, text)
-        for piece in stream_answer(
-            model, encoding, prompt, sampling, settings.seed, settings.precision
-        ):
+        for piece in stream_answer(model, encoding, prompt, sampling, seed, settings.precision):
             print(piece, end="", flush=True)
         print()
 
-    try:
-        if settings.file:
-            prompts = [
-                encoding.encode_ordinary(template.prompt(*question)) for question in questions
-            ]
-            for number, prompt in enumerate(prompts, start=1):
-                if len(prompt) >= model.config.n_positions:
-                    raise UserError(
-                        f"{settings.file}: row {number} has {len(prompt)} tokens with the "
-                        f"template, which leaves no room in a context of {model.config.n_positions}"
-                    )
-            answers = answer_prompts(
-                model, encoding, prompts, sampling, settings.batch_size, settings.precision,
-                settings.seed, "answers",
-            )  # fmt: skip
-            for (instruction, text), answer in zip(questions, answers, strict=True):
-                row = {"instruction": instruction, "input": text, "output": answer.text}
-                print(json.dumps(row, ensure_ascii=False))
-        elif arguments.instruction:
-            show(arguments.instruction, settings.input)
-        else:
-            converse(show)
-    except PromptTooLong as error:
-        raise UserError(str(error)) from None
+    if conversation:
+        converse(lambda instruction, turn: show(instruction, "", settings.seed + turn))
+    elif arguments.instruction:
+        try:
+            show(arguments.instruction.strip(), settings.input.strip(), settings.seed)
+        except PromptTooLong as error:
+            raise UserError(str(error)) from None
+    else:
+        answer_all(model, encoding, template, questions, source, sampling, settings)
 
 
-def converse(show) -> None:
-    """Read instructions until the input ends, and answer each. Without a terminal, no prompts."""
-    terminal = sys.stdin.isatty()
-    if terminal:
-        import readline  # noqa: F401  arrow keys and history in input()
+def answer_all(
+    model: GPT2,
+    encoding: tiktoken.Encoding,
+    template: Template,
+    questions: list[tuple[str, str]],
+    source: str,
+    sampling: SamplingSettings,
+    settings: RespondSettings,
+) -> None:
+    """Print the answer to each (instruction, input) of `source` as one line of JSON."""
+    prompts = [encoding.encode_ordinary(template.prompt(*question)) for question in questions]
+    for number, prompt in enumerate(prompts, start=1):
+        if len(prompt) >= model.config.n_positions:
+            raise UserError(
+                f"{source}: row {number} has {len(prompt)} tokens with the template, which leaves "
+                f"no room for an answer in the model's context of {model.config.n_positions}"
+            )
+    # In chunks, so that what is answered is out before the end, whatever happens then; inside a
+    # chunk, prompts of similar length share a batch.
+    chunk = 8 * settings.batch_size
+    bar = tqdm(total=len(prompts), unit="answer", disable=None, dynamic_ncols=True)
+    for start in range(0, len(prompts), chunk):
+        answers = answer_prompts(
+            model, encoding, prompts[start : start + chunk], sampling, settings.batch_size,
+            settings.precision, settings.seed + start,
+        )  # fmt: skip
+        for (instruction, text), answer in zip(questions[start:], answers, strict=False):
+            row = {"instruction": instruction, "input": text, "output": answer.text}
+            tqdm.write(json.dumps(row, ensure_ascii=False))
+        sys.stdout.flush()
+        bar.update(len(answers))
+    bar.close()
 
-        print("Ctrl-C ends an answer, Ctrl-D the program.")
+
+def converse(show: Callable[[str, int], None]) -> None:
+    """Read an instruction, show its answer, until Ctrl-D. Ctrl-C ends an answer, or a line that is
+    being typed. `show` gets the instruction and its number in the conversation."""
+    import readline  # noqa: F401  arrow keys and history in input()
+
+    print("Ctrl-C ends an answer, Ctrl-D the program.")
+    turn = 0
     while True:
         try:
-            instruction = input("\n> " if terminal else "").strip()
+            instruction = input("\n> ").strip()
+            if instruction:
+                turn += 1
+                show(instruction, turn - 1)
         except EOFError:
-            if terminal:
-                print()
-            return
-        except KeyboardInterrupt:  # at the prompt: a fresh line
             print()
-            continue
-        if not instruction:
-            continue
-        try:
-            show(instruction)
+            return
         except KeyboardInterrupt:
-            print(" ...")
+            print()
         except PromptTooLong as error:
             print(error, file=sys.stderr)
 

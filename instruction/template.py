@@ -6,12 +6,16 @@ template that it was trained with, so that answering never uses another.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Template:
-    """Two texts with the placeholders {instruction} and {input}; the answer follows them."""
+    """Two texts with the placeholders {instruction} and {input}; the answer follows them.
+
+    Raises ValueError if a placeholder is missing.
+    """
 
     with_input: str = (
         "Below is an instruction that describes a task, paired with an input that provides further "
@@ -23,17 +27,26 @@ class Template:
         "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
     )
 
+    def __post_init__(self) -> None:
+        for text, names in ((self.with_input, ("instruction", "input")),
+                            (self.without_input, ("instruction",))):  # fmt: skip
+            for name in names:
+                if f"{{{name}}}" not in text:
+                    raise ValueError(f"the template lacks {{{name}}}: {text!r}")
+
     def prompt(self, instruction: str, input: str = "") -> str:
         """The text before the answer.
 
         >>> Template(without_input="Q: {instruction} A: ").prompt("How are {you}?")
         'Q: How are {you}? A: '
         """
-        # replace, not format: instructions contain braces
-        if not input:
-            return self.without_input.replace("{instruction}", instruction)
-        before, after = self.with_input.split("{input}")
-        return before.replace("{instruction}", instruction) + input + after
+        values = {"{instruction}": instruction, "{input}": input}
+        # Both in one pass, and not by str.format: instructions contain braces themselves.
+        return re.sub(
+            r"\{instruction\}|\{input\}",
+            lambda placeholder: values[placeholder[0]],
+            self.with_input if input else self.without_input,
+        )
 
     def headings(self) -> list[str]:
         """The lines that an answer must not repeat."""

@@ -32,6 +32,14 @@ socket.getaddrinfo = getaddrinfo
 """
 
 
+def refused(done, *parts):
+    """A script has answered bad input with status 2 and one line, which holds `parts`."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr, done.stderr
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_network():
     before = socket.socket.connect, socket.getaddrinfo

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, refused
 
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--epochs", 1,
         "--max-length", 128, "--max-train", 32, "--max-validation", 8, "--test-answers", 8,
@@ -65,13 +65,6 @@ def test_answers_by_argument_file_and_pipe(trained, run_script, tmp_path):
     assert [line.strip() for line in piped.stdout.split("\n")[:2]] == alone
     other = run_script(RESPOND, run, "Say hello.", "--input", "Hi", *short)
     assert other.returncode == 0, other.stderr
-
-
-def refused(done, *parts):
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    for part in parts:
-        assert part in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

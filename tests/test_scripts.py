@@ -5,7 +5,7 @@ import json
 
 import polars as pl
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, refused
 from small_hub import SmallHub
 
 from classification.sources import IMDB_REVISION
@@ -188,13 +188,6 @@ def test_imdb_is_downloaded_once_and_then_read_from_the_cache(run_script, tmp_pa
 
 
 # ---- bad input: one line that names what is wrong, exit status 2, nothing written
-
-
-def refused(done, *parts):
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    for part in parts:
-        assert part in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
