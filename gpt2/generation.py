@@ -122,7 +122,7 @@ def choose_tokens(
     """One token (B,) int64 for each row of `logits` (B, V) float32, as `settings` say. `seen`
     (B, V) bool marks the tokens that already stand in the row."""
     logits = penalise_repetition(logits, seen, settings.repetition_penalty)
-    if settings.temperature == 0:
+    if settings.temperature < 1e-6:  # dividing by less could overflow, and would choose the same
         return logits.argmax(dim=1)
     logits = keep_top_k(logits / settings.temperature, settings.top_k)
     probabilities = keep_top_p(logits, settings.top_p).softmax(dim=1)

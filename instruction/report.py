@@ -37,7 +37,7 @@ def comparison_table(results: dict[str, Any]) -> str:
     rows += [[name, percent(before[key]), percent(after[key])] for key, name in _SHARES.items()]
     kinds = after["task_success_by_kind"]
     rows += [
-        [f"  {kind}", percent(before["task_success_by_kind"][kind]), percent(kinds[kind])]
+        [f"tasks: {kind}", percent(before["task_success_by_kind"][kind]), percent(kinds[kind])]
         for kind in kinds
     ]
     header = [f"{results['data']['test']:,} test rows", "before", "after"]

@@ -43,7 +43,7 @@ class RespondSettings:
     file: str = flag("", "answer every instruction of this file, as JSONL on standard output")
     seed: int = flag(
         1, "another seed gives other answers, if --temperature is above 0; the second instruction "
-        "takes the next number, and so on", at_least=0
+        "takes the next number, and so on", at_least=0, at_most=2**32 - 1
     )  # fmt: skip
     batch_size: int = flag(16, "instructions of a file answered at once", at_least=1)
     precision: str = flag(
@@ -160,8 +160,8 @@ def answer_all(
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt) >= model.config.n_positions:
             raise UserError(
-                f"{source}: row {number} has {len(prompt)} tokens with the template, which leaves "
-                f"no room for an answer in the model's context of {model.config.n_positions}"
+                f"{source}: instruction {number} has {len(prompt)} tokens with the template, which "
+                f"leaves no room for an answer in the model's context of {model.config.n_positions}"
             )
     # In chunks, so that what is answered is out before the end, whatever happens then; inside a
     # chunk, prompts of similar length share a batch.

@@ -49,9 +49,9 @@ def test_cached_and_uncached_agree_token_for_token(model):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_batch_agrees_with_its_rows_one_by_one(model, temperature):
     settings = SamplingSettings(max_new_tokens=20, temperature=temperature, top_k=10, top_p=0.9)
-    together = generate(model, PROMPTS, settings, NEVER, seed=3)
+    together = generate(model, PROMPTS, settings, NEVER, seeds=[3, 4, 5])
     for row, prompt in enumerate(PROMPTS):
-        assert generate(model, [prompt], settings, NEVER, seed=3 + row) == [together[row]]
+        assert generate(model, [prompt], settings, NEVER, seeds=[3 + row]) == [together[row]]
 
 
 def test_greedy_text_equals_transformers(model):

@@ -98,5 +98,5 @@ def test_bad_input_to_answering(trained, call_script, tmp_path):
     refused(call_script(RESPOND, run, "--file", "nothing.txt"), "nothing.txt", "no such file")
     refused(call_script(RESPOND, run, "Hi", "--file", "x"), "either an instruction or --file")
     (tmp_path / "long.txt").write_text("Hi\n" + "word " * 600 + "\n")
-    refused(call_script(RESPOND, run, "--file", "long.txt"), "long.txt: row 2", "512")
+    refused(call_script(RESPOND, run, "--file", "long.txt"), "long.txt: instruction 2", "512")
     refused(call_script("classification/predict.py", run, "Hi"), "a model for instruction")
