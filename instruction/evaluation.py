@@ -182,7 +182,7 @@ def task_prompts(encoding: tiktoken.Encoding, template: Template) -> list[list[i
 
 def judge_tasks(answers: Sequence[Answer]) -> list[bool]:
     """Whether each of `TASKS` is solved by its answer."""
-    return [task.check(answer.text) for task, answer in zip(TASKS, answers, strict=True)]
+    return [task.solved_by(answer.text) for task, answer in zip(TASKS, answers, strict=True)]
 
 
 def task_metrics(solved: Sequence[bool]) -> dict[str, float | dict[str, float]]:

@@ -59,7 +59,7 @@ def task_records(before: Sequence[Answer], after: Sequence[Answer]) -> list[dict
     """For results.json: each task with its two answers, and whether the later one solves it."""
     return [
         {"kind": task.kind, "instruction": task.instruction, "input": task.input,
-         "before": one.text, "after": other.text, "solved": task.check(other.text)}
+         "before": one.text, "after": other.text, "solved": task.solved_by(other.text)}
         for task, one, other in zip(TASKS, before, after, strict=True)
     ]  # fmt: skip
 

@@ -21,6 +21,11 @@ class Task:
     input: str
     check: Callable[[str], bool]
 
+    def solved_by(self, answer: str) -> bool:
+        """Whether `answer` passes the check. Saying the question again is no answer, though it may
+        have the right word in it."""
+        return answer.strip() not in (self.instruction, self.input) and self.check(answer)
+
 
 def words(answer: str) -> list[str]:
     """The words of an answer in lower case.
