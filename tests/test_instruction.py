@@ -1,4 +1,4 @@
-"""Instruction tuning: exact targets, truncation, losses, learning by heart, readers, metrics."""
+"""Instruction tuning: exact targets, truncation, losses, gradients, learning by heart."""
 
 import json
 import math
@@ -9,26 +9,15 @@ import torch
 
 from gpt2.batching import IGNORE, collate
 from gpt2.checkpoint import Checkpoint
-from gpt2.command_line import UserError
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from gpt2.training import TrainingConfig, train
-from instruction.data import SAMPLE, DataSettings, InstructionDataset, load_splits
-from instruction.evaluation import (
-    Answer,
-    answer_metrics,
-    answer_prompts,
-    evaluate_loss,
-    instruction_loss,
-    loops,
-    rouge_l,
-    task_metrics,
-    well_formed,
-)
-from instruction.tasks import TASKS
+from instruction.data import SAMPLE, InstructionDataset
+from instruction.evaluation import answer_prompts, evaluate_loss, instruction_loss
+from instruction.respond import stream_answer
 from instruction.template import Template
 
 ROWS = [
@@ -36,6 +25,13 @@ ROWS = [
     ("Repeat the input.", "a <|endoftext|> b", "a <|endoftext|> b"),
     ("What {is} this?", "braces {instruction} {input}", "Braces: {}"),
     ("Write two lines.", "", "one\ntwo naïve 🎬"),
+]
+# The special token's name anywhere is text, at the very end of an answer too.
+SPECIAL = [
+    ("What does <|endoftext|> mean?", "", "It ends a text."),
+    ("Name the token.", "", "<|endoftext|>"),
+    ("Repeat.", "<|endoftext|>", "twice: <|endoftext|><|endoftext|>"),
+    ("<|endoftext|>", "<|endoftext|>", "<|endoftext|> first"),
 ]
 ENCODING = get_encoding("mini")
 EOT = ENCODING.eot_token
@@ -51,19 +47,69 @@ def tiny_model(dtype=torch.float32, n_positions=512):
     return GPT2(config, LanguageModelHead(config)).to(dtype).eval()
 
 
+# ---- the template
+
+
+def test_the_template_is_alpacas_and_takes_braces_as_they_are():
+    assert (
+        Template()
+        .prompt("Hi")
+        .startswith("Below is an instruction that describes a task. Write a response")
+    )
+    prompt = Template().prompt("What {is} {input}?", "braces {instruction}")
+    assert prompt.startswith("Below is an instruction that describes a task, paired with an input")
+    assert "### Instruction:\nWhat {is} {input}?\n\n### Input:\nbraces {instruction}\n" in prompt
+    assert prompt.endswith("\n\n### Response:\n")
+    assert "### Input:" not in Template().prompt("Hi")
+
+
+def test_a_template_of_ones_own_has_its_placeholders_in_any_order():
+    template = Template(
+        with_input="{input} | {instruction} | {input}", without_input="{instruction}?"
+    )
+    assert template.prompt("{input}", "{instruction}") == "{instruction} | {input} | {instruction}"
+    assert template.prompt("a\\1") == "a\\1?"
+    assert template.headings() == []
+    assert Template().headings() == ["### Input:", "### Instruction:", "### Response:"]
+
+
+@pytest.mark.parametrize(
+    "texts, missing",
+    [
+        ({"with_input": "{instruction}"}, "{input}"),
+        ({"with_input": "{input}"}, "{instruction}"),
+        ({"without_input": "Answer!"}, "{instruction}"),
+    ],
+)
+def test_a_template_without_a_placeholder_is_refused(texts, missing):
+    with pytest.raises(ValueError, match=f"lacks {missing}"):
+        Template(**texts)
+
+
 # ---- the dataset
 
 
-def test_targets_that_count_decode_to_output_and_eos_exactly():
-    dataset = make_dataset()
-    for row, (instruction, text, output) in enumerate(ROWS):
-        tokens, targets = dataset[row]
+def sample_rows():
+    return [tuple(row.values()) for row in json.loads(SAMPLE.read_text())]
+
+
+@pytest.mark.parametrize(
+    "rows", [ROWS, SPECIAL, sample_rows()], ids=["rows", "special", "the whole sample"]
+)
+def test_targets_that_count_decode_to_output_and_eos_exactly(rows):
+    dataset = make_dataset(rows)
+    assert len(dataset) == len(rows) and dataset.truncated == 0
+    for number, (instruction, text, output) in enumerate(rows):
+        tokens, targets = dataset[number]
+        assert tokens.dtype == targets.dtype == torch.int64
+        assert len(tokens) == len(targets) == dataset.lengths[number]
         counted = targets[targets != IGNORE].tolist()
         assert counted[-1] == EOT and EOT not in counted[:-1]
         assert ENCODING.decode(counted) == output + "<|endoftext|>"
+        assert EOT not in tokens
         prompt = Template().prompt(instruction, text)
         assert ENCODING.decode(tokens.tolist()) == prompt + output
-        assert EOT not in tokens
+        assert ENCODING.decode(dataset.prompt(number)) == prompt
 
 
 def test_targets_are_the_next_tokens():
@@ -76,30 +122,24 @@ def test_targets_are_the_next_tokens():
 
 
 def test_prompt_and_response_are_encoded_apart():
-    template = Template(without_input="Answer: {instruction} ->")
-    dataset = InstructionDataset([("x", "", " yes")], template, ENCODING, 512)
-    tokens, _ = dataset[0]
-    expected = ENCODING.encode_ordinary("Answer: x ->") + ENCODING.encode_ordinary(" yes")
-    assert tokens.tolist() == expected
+    template = Template(without_input="{instruction} The answer is in")
+    dataset = InstructionDataset([("x", "", "teresting")], template, ENCODING, 512)
+    apart = ENCODING.encode_ordinary("x The answer is in") + ENCODING.encode_ordinary("teresting")
+    assert dataset[0][0].tolist() == apart
+    assert apart != ENCODING.encode_ordinary("x The answer is interesting")
 
 
 def test_an_over_long_row_loses_its_end_and_never_its_eos():
-    rows = [("Count.", "", "one two three four five six seven")]
-    prompt = len(make_dataset(rows).prompts[0])
-    dataset = make_dataset(rows, max_length=prompt + 3)
-    tokens, targets = dataset[0]
-    assert len(tokens) == prompt + 3 and dataset.truncated == 1
-    assert ENCODING.decode(targets[targets != IGNORE].tolist()) == "one two three<|endoftext|>"
-    assert make_dataset(rows, max_length=prompt + 7).truncated == 0
-    with pytest.raises(ValueError, match="no room"):
-        make_dataset(rows, max_length=prompt)
-
-
-def test_the_template_takes_braces_as_they_are():
-    prompt = Template().prompt("What {is} {input}?", "braces {instruction}")
-    assert "### Instruction:\nWhat {is} {input}?\n\n### Input:\nbraces {instruction}\n" in prompt
-    assert prompt.endswith("### Response:\n")
-    assert "### Input:" not in Template().prompt("Hi")
+    rows = [("Count.", "", "one two three four five six seven"), *ROWS]
+    prompt = len(make_dataset(rows).prompt(0))
+    for room, expected in ((1, "one"), (3, "one two three"), (6, "one two three four five six")):
+        dataset = make_dataset(rows[:1], max_length=prompt + room)
+        tokens, targets = dataset[0]
+        assert len(tokens) == prompt + room and dataset.truncated == 1
+        assert ENCODING.decode(targets[targets != IGNORE].tolist()) == expected + "<|endoftext|>"
+    assert make_dataset(rows[:1], max_length=prompt + 7).truncated == 0
+    with pytest.raises(ValueError, match="row 0 has no room"):
+        make_dataset(rows[:1], max_length=prompt)
 
 
 # ---- the loss
@@ -117,118 +157,91 @@ def test_the_loss_equals_the_plain_one_over_all_positions():
     torch.testing.assert_close(total, plain, rtol=1e-6, atol=0)
 
 
-def ragged_rows():
+def ragged_dataset():
     """Responses from 3 to 400 tokens."""
-    return [("Go on.", "", "word " * count) for count in (2, 399, 7, 30, 150, 3, 90, 12)]
+    counts = (2, 399, 7, 30, 150, 3, 90, 12)
+    dataset = make_dataset([("Go on.", "", "word " * count) for count in counts])
+    targets = [int((dataset[row][1] != IGNORE).sum()) for row in range(8)]
+    assert min(targets) < 5 and max(targets) >= 400
+    return dataset
 
 
 def test_response_loss_is_the_same_at_batch_size_1_7_and_32():
-    model, dataset = tiny_model(), make_dataset(ragged_rows())
+    model, dataset = tiny_model(torch.float64), ragged_dataset()
     losses = [evaluate_loss(model, dataset, size, "float32")["loss"] for size in (1, 7, 32)]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
     metrics = evaluate_loss(model, dataset, 4, "float32")
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
 
 
+def gradient(tmp_path, monkeypatch, micro_batch_size):
+    """What reaches AdamW in one step over the eight ragged rows."""
+    captured, model = [], tiny_model(torch.float64)
+    (tmp_path / str(micro_batch_size)).mkdir()
+
+    def capture(optimizer, closure=None):
+        captured.extend(parameter.grad.clone() for parameter in model.parameters())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", capture)
+        config = TrainingConfig(epochs=1, batch_size=8, micro_batch_size=micro_batch_size, clip=0,
+                                precision="float32")  # fmt: skip
+        train(model, ragged_dataset(), instruction_loss, lambda: {"loss": 0.0}, config, 1,
+              RunFolder(tmp_path / str(micro_batch_size)),
+              Checkpoint("instruction", ENCODING, {}))  # fmt: skip
+    return captured
+
+
+def difference(first, second):
+    return max((one - other).abs().max().item() for one, other in zip(first, second, strict=True))
+
+
 def test_gradients_do_not_depend_on_micro_batches(tmp_path, monkeypatch):
-    gradients = {}
-    for size in (8, 4, 1, 5):
-        model = tiny_model(torch.float64)
-        (tmp_path / str(size)).mkdir()
+    whole = gradient(tmp_path, monkeypatch, 8)
+    for size in (4, 1, 5):  # 5 + 3
+        assert difference(whole, gradient(tmp_path, monkeypatch, size)) < 1e-12
 
-        def capture(optimizer, closure=None, size=size, model=model):
-            gradients[size] = [parameter.grad.clone() for parameter in model.parameters()]
-
-        with monkeypatch.context() as patched:
-            patched.setattr(torch.optim.AdamW, "step", capture)
-            config = TrainingConfig(epochs=1, batch_size=8, micro_batch_size=size, clip=0,
-                                    precision="float32")  # fmt: skip
-            train(model, make_dataset(ragged_rows()), instruction_loss, lambda: {"loss": 0.0},
-                  config, 1, RunFolder(tmp_path / str(size)),
-                  Checkpoint("instruction", ENCODING, {}))  # fmt: skip
-    for size in (4, 1, 5):
-        for one, other in zip(gradients[8], gradients[size], strict=True):
-            assert (one - other).abs().max() < 1e-6
+    # The rule that other trainers had, a mean of the micro-batches' means, would depend on the cut.
+    model, dataset = tiny_model(torch.float64), ragged_dataset()
+    order = np.argsort(dataset.lengths, kind="stable")
+    for rows in (order[:5], order[5:]):
+        total, count = instruction_loss(model, collate([dataset[row] for row in rows]))
+        (total / count / 2).backward()
+    assert difference(whole, [parameter.grad for parameter in model.parameters()]) > 1e-4
 
 
-def test_four_rows_learnt_by_heart_are_answered_word_for_word_and_stop(tmp_path):
+# ---- learning by heart
+
+
+@pytest.fixture(scope="module")
+def learnt_by_heart(tmp_path_factory):
     model, dataset = tiny_model(), make_dataset()
     config = TrainingConfig(epochs=150, batch_size=4, learning_rate=1e-2, evaluate_every=150,
                             weight_decay=0.0, precision="float32")  # fmt: skip
     train(model, dataset, instruction_loss, lambda: {"loss": 0.0}, config, 1,
-          RunFolder(tmp_path), Checkpoint("instruction", ENCODING, {}))  # fmt: skip
-    model.eval()
-    answers = answer_prompts(
-        model, ENCODING, dataset.prompts, SamplingSettings(max_new_tokens=60), 4, "float32"
-    )
+          RunFolder(tmp_path_factory.mktemp("heart")),
+          Checkpoint("instruction", ENCODING, {}))  # fmt: skip
+    return model.eval(), dataset
+
+
+def test_four_rows_learnt_by_heart_are_answered_word_for_word_and_stop(learnt_by_heart):
+    model, dataset = learnt_by_heart
+    prompts = [dataset.prompt(row) for row in range(4)]
+    settings = SamplingSettings(max_new_tokens=60)
+    answers = answer_prompts(model, ENCODING, prompts, settings, 4, "float32")
     assert [answer.text for answer in answers] == [row[2] for row in ROWS]
     assert all(answer.ended for answer in answers)
+    cut = answer_prompts(model, ENCODING, prompts, SamplingSettings(max_new_tokens=2), 4, "float32")
+    assert not any(answer.ended for answer in cut)
 
 
-# ---- readers
-
-
-def load(path, **settings):
-    return load_splits(DataSettings(data=str(path), **settings), Template(), ENCODING, seed=1)
-
-
-def test_the_sample_is_what_it_says():
-    rows = json.loads(SAMPLE.read_text())
-    assert len(rows) >= 300
-    assert all(set(row) == {"instruction", "input", "output"} for row in rows)
-    assert 0.3 < sum(bool(row["input"]) for row in rows) / len(rows) < 0.4
-    splits = load("sample")
-    assert not any(splits.removed.values())
-    assert [len(frame) for _, frame in splits.items()] == [272, 34, 34]
-
-
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
-def test_the_same_rows_from_every_kind_of_file(tmp_path, suffix):
-    import polars as pl
-
-    rows = [{"q": f"Say {i}, please", "a": f"It is {i}"} for i in range(30)]
-    path = tmp_path / f"mine.{suffix}"
-    frame = pl.DataFrame(rows)
-    {"json": frame.write_json, "jsonl": frame.write_ndjson, "csv": frame.write_csv,
-     "parquet": frame.write_parquet}[suffix](path)  # fmt: skip
-    splits = load(path, instruction_column="q", output_column="a")
-    assert [len(frame) for _, frame in splits.items()] == [24, 3, 3]
-    found = {row for _, frame in splits.items() for row in frame.rows()}
-    assert found == {(row["q"], "", row["a"]) for row in rows}
-    again = load(path, instruction_column="q", output_column="a")
-    assert splits.test.equals(again.test)
-
-
-def test_every_removal_is_counted(tmp_path):
-    rows = [{"instruction": f"Say {i}", "input": "", "output": "ok"} for i in range(12)]
-    rows += [{"instruction": "Say 3", "input": "", "output": "other"},
-             {"instruction": "Say 3", "input": "x", "output": "kept: another input"},
-             {"instruction": "empty", "input": None, "output": "  "},
-             {"instruction": " ", "output": "x"},
-             {"instruction": "long " * 600, "input": "", "output": "x"}]  # fmt: skip
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    splits = load(tmp_path / "a.json")
-    assert splits.removed == {"empty instruction": 1, "empty output": 1, "duplicate": 1,
-                              "no room for a response": 1}  # fmt: skip
-    assert sum(len(frame) for _, frame in splits.items()) == 13
-
-
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("a.json", '[{"instruction": "x",\n "output": }]', "line 2 is not JSON"),
-        ("a.jsonl", '{"instruction": "x", "output": "y"}\n{"ins', "line 2 is not JSON"),
-        ("a.json", '[{"instruction": "x", "output": "y"}, 7]', "row 2 is not an object"),
-        ("a.json", '[{"instruction": "x", "output": "y"}, {"instruction": "x"}]',
-         "row 2 has no field 'output'"),
-        ("a.json", '[{"instruction": "x", "output": 7}]', "row 1: 'output' is int, not text"),
-        ("a.csv", "text,label\na,1\n", "no field 'instruction' .* a file for classification"),
-        ("a.json", '[{"instruction": "x", "output": "y"}]', "1 usable rows are left"),
-        ("a.json", "[]", "the file has no rows"),
-    ],
-)  # fmt: skip
-def test_bad_files_are_refused_with_one_line(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message) as error:
-        load(tmp_path / name)
-    assert len(str(error.value).splitlines()) == 1
+def test_they_are_streamed_word_for_word_and_no_piece_ends_inside_a_character(learnt_by_heart):
+    model, _ = learnt_by_heart
+    settings = SamplingSettings(max_new_tokens=60)
+    for instruction, text, output in ROWS:
+        prompt = Template().prompt(instruction, text)
+        pieces = list(stream_answer(model, ENCODING, prompt, settings, precision="float32"))
+        assert "".join(pieces) == output
+        assert len([piece for piece in pieces if piece]) > 1
+    assert len(ENCODING.encode_ordinary("🎬")) > 1  # several tokens, one piece
+    assert "🎬" in pieces and not any("\ufffd" in piece for piece in pieces)
