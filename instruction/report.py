@@ -89,11 +89,11 @@ def _report(results: dict[str, Any]) -> str:
         f"weights of step {training['best_step']}, the best on validation, were tested.",
         "## Curves\n\n![loss and perplexity over the steps](curves.png)",
         f"## Answers, good and bad, as they are\n\nThe first {len(shown)} of {len(answers)}; "
-        "results.json has all.\n\n" + _side_by_side(
+        "results.json has all.\n\n" + side_by_side(
             ["instruction", "reference", "before", "after"],
             [[_question(row), row["reference"], row["before"], row["after"]] for row in shown],
         ),
-        "## Tasks that a program judges\n\n" + _side_by_side(
+        "## Tasks that a program judges\n\n" + side_by_side(
             ["kind", "instruction", "before", "after", "solved"],
             [[row["kind"], _question(row), row["before"], row["after"],
               "yes" if row["solved"] else "no"] for row in results["tasks"]],
@@ -106,7 +106,7 @@ def _question(row: dict[str, Any]) -> str:
     return row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
 
 
-def _side_by_side(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def side_by_side(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table of whole texts, shown as they are, line ends included."""
     cells = [[_verbatim(text) for text in row] for row in rows]
     lines = [list(header), ["---"] * len(header), *cells]

@@ -7,6 +7,9 @@ import sys
 import pytest
 from conftest import REPOSITORY, refused
 
+from instruction.report import side_by_side
+from instruction.tasks import TASKS
+
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--epochs", 1,
         "--max-length", 128, "--max-train", 32, "--max-validation", 8, "--test-answers", 8,
         "--answer-tokens", 8)  # fmt: skip
@@ -41,11 +44,29 @@ def test_the_run_folder_is_complete(trained):
         for share in ("rouge_l", "ends_with_eos", "format_adherence", "task_success"):
             assert 0 <= metrics[share] <= 1
     assert len(results["answers"]) == 8
+    assert all(set(answer) == {"instruction", "input", "reference", "before", "after"}
+               for answer in results["answers"])  # fmt: skip
+    assert len(results["tasks"]) == len(TASKS)
     report = (run / "report.md").read_text()
-    assert report.count("**reference**") == 8 and "| perplexity" in report
+    answers, tasks = report.split("## Answers")[1].split("## Tasks")
+    assert answers.count("\n| ") == 2 + 8 and tasks.count("\n| ") == 2 + len(TASKS)
+    kinds = {task.kind for task in TASKS}
+    for table in (report.split("## Curves")[0], done.stdout):
+        assert "| perplexity" in table and all(f"| tasks: {kind}" in table for kind in kinds)
     template = json.loads((run / "best/config.json").read_text())["settings"]["template"]
     assert "### Response:" in template["with_input"]
     assert done.stdout.count("  Name three colours.") == 2  # before training and after the epoch
+
+
+def test_answers_stand_in_the_report_as_they_are():
+    """Nothing of an answer is taken for a cell, for Markdown or for HTML."""
+    table = side_by_side(
+        ["a", "b"], [["x | y", "# <b>*1*</b>\n- [z](w) `q` &amp;"], ["", "_ \\ ~"]]
+    )
+    assert table.splitlines()[2:] == [
+        "| x \\| y | \\# &lt;b&gt;\\*1\\*&lt;/b&gt;<br>\\- \\[z\\](w) \\`q\\` &amp;amp; |",
+        "| (nothing) | \\_ \\\\ \\~ |",
+    ]
 
 
 def test_answers_by_argument_file_and_pipe(trained, run_script, tmp_path):
@@ -62,7 +83,7 @@ def test_answers_by_argument_file_and_pipe(trained, run_script, tmp_path):
         assert [answer["instruction"] for answer in answers] == questions
         assert [answer["output"] for answer in answers] == alone
     piped = run_script(RESPOND, run, *short, stdin="\n".join(questions))
-    assert [line.strip() for line in piped.stdout.split("\n")[:2]] == alone
+    assert piped.stdout == done.stdout
     other = run_script(RESPOND, run, "Say hello.", "--input", "Hi", *short)
     assert other.returncode == 0, other.stderr
 
@@ -97,6 +118,13 @@ def test_bad_input_to_answering(trained, call_script, tmp_path):
     refused(call_script(RESPOND, run, "word " * 600), "tokens leaves no room", "512")
     refused(call_script(RESPOND, run, "--file", "nothing.txt"), "nothing.txt", "no such file")
     refused(call_script(RESPOND, run, "Hi", "--file", "x"), "either an instruction or --file")
+    refused(call_script(RESPOND, run, "--input", "x"), "--input belongs to an instruction")
+    refused(call_script(RESPOND, run, " "), "the instruction is empty")
+    refused(call_script(RESPOND, run, "Hi", "--seed", 2**64), "--seed is 18446744073709551616")
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "x"}\n{"question": "y"}\n')
+    refused(call_script(RESPOND, run, "--file", "rows.jsonl"), "row 2 needs an 'instruction'")
+    (tmp_path / "latin.txt").write_bytes(b"Hi\ncaf\xe9\n")
+    refused(call_script(RESPOND, run, "--file", "latin.txt"), "latin.txt", "line 2 is not UTF-8")
     (tmp_path / "long.txt").write_text("Hi\n" + "word " * 600 + "\n")
     refused(call_script(RESPOND, run, "--file", "long.txt"), "long.txt: instruction 2", "512")
     refused(call_script("classification/predict.py", run, "Hi"), "a model for instruction")
