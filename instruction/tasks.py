@@ -72,7 +72,7 @@ def lower_case(*expected: str) -> Callable[[str], bool]:
 
 
 def list_of(count: int) -> Callable[[str], bool]:
-    """A list with `count` different entries: numbered, bulleted, one a line, or by commas."""
+    """A list of `count` entries, all different: numbered, bulleted, one a line, or by commas."""
 
     def check(answer: str) -> bool:
         numbered = re.split(r"(?:^|\s)\d+[.)](?!\d)", answer)[1:]
@@ -83,8 +83,9 @@ def list_of(count: int) -> Callable[[str], bool]:
         elif len(lines) > 1:
             entries = lines
         else:
-            entries = re.split(r",\s*(?:and\s+)?|\s+and\s+", answer)
-        return len({" ".join(words(entry)) for entry in entries} - {""}) == count
+            entries = re.split(r",\s*(?:and\b)?|\s+and\b", answer)
+        found = [" ".join(words(entry)) for entry in entries if words(entry)]
+        return len(found) == len(set(found)) == count
 
     return check
 

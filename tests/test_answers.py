@@ -119,7 +119,7 @@ JUDGED = [
     ("GOOD NIGHT!", ["Good night", "GOODNIGHT"]),
     ("1. Apple\n2. Pear\n3. Plum", ["1. Apple\n2. Pear", "apple", "1. Apple 2. Apple 3. Apple"]),
     ("cat, dog, cow, pig and hen.", ["cat, dog, cow and pig.", "a, b, c, d, e, f", "dog " * 5]),
-    ("red\nblue\ngreen\nblack", ["red\nblue\ngreen", "red\nred\nred\nred"]),
+    ("red\nblue\ngreen\nblack", ["red\nblue\ngreen", "a, b, c, c, c, and d", "a, b, c, and"]),
     ("- eat fruit\n- drink water", ["- eat fruit", "- eat\n- eat", "Eat."]),
     ("Here they are: 1) paint 2) a brush 3) paper", ["paint, a brush, paper, light", "1) paint"]),
     ('{"name": "A", "age": 3}', ['{"name": "A"}', '{"name": "A", "age": 3', '["name", "age"]']),

@@ -118,7 +118,7 @@ def test_a_folder_with_one_table_is_that_table(tmp_path, subfolder):
     splits = load(folder)
     assert splits.name == "alpaca" and sizes(splits) == [24, 3, 3]
     (folder / "other.csv").write_text("a")
-    with pytest.raises(UserError, match="one table in it, not .*other"):
+    with pytest.raises(UserError, match=r"one table in it, not .*other"):
         load(folder)
 
 
