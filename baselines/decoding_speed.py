@@ -78,11 +78,10 @@ def main() -> None:
         "without cache": lambda: generate_without_cache(model, prompts, settings.new_tokens),
         "with cache": lambda: generate(model, prompts, greedy, NEVER),
     }
-    arithmetic = autocast(device, settings.precision)
+    arithmetic = "bfloat16" if autocast(device, settings.precision)._enabled else "float32"
     print(
-        f"{settings.model}, random weights, {settings.rows} rows, {settings.prompt_tokens} + "
-        f"{settings.new_tokens} tokens, {'bfloat16' if arithmetic._enabled else 'float32'} on "
-        f"{device}, {torch.get_num_threads()} threads"
+        f"{settings.model}, random weights, batch of {settings.rows}, {settings.prompt_tokens} + "
+        f"{settings.new_tokens} tokens, {arithmetic} on {device}, {torch.get_num_threads()} threads"
     )
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for repeat in range(settings.repeats + 1):
