@@ -64,6 +64,9 @@ def stand_ins(tmp_path_factory):
             )
     (folder / "reviews.txt").write_text("a fine film\nno\n")
     rows = json.loads(INSTRUCTIONS.read_text())
+    (folder.parent / "shared/alpaca").mkdir()
+    for name in ("alpaca_data_cleaned", "alpaca_gpt4_1k"):
+        (folder.parent / f"shared/alpaca/{name}.json").write_text(json.dumps(rows[:60]))
     own = [{"question": row["instruction"], "answer": row["output"]} for row in rows[:60]]
     (folder / "mine_qa.jsonl").write_text("\n".join(map(json.dumps, own)))
     (folder / "questions.txt").write_text("Say hello.\nName a colour.\n")
@@ -103,6 +106,8 @@ def test_every_command_runs(stand_ins, call_script, run_script, monkeypatch):
                 arguments += [*SHORT, 16]
             if script.endswith("instruction_finetuning.py"):
                 arguments += [*SHORT, 128, "--test-answers", 4, "--answer-tokens", 4]
+            if script.endswith("decoding_speed.py"):
+                arguments += ["--new-tokens", 4, "--repeats", 1]
             done = call_script(script, *arguments, cwd=stand_ins, environment=tokens)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout
