@@ -1,5 +1,7 @@
 """Generation: the cache changes nothing, rows are independent, it ends where it must."""
 
+import copy
+
 import pytest
 import torch
 
@@ -29,12 +31,14 @@ def model():
 
 
 @torch.no_grad()
-def without_cache(model, prompt, count):
+def without_cache(model, prompt, count, penalty=1.0):
     """The plain way: the whole text through the model for every token."""
     tokens = list(prompt)
     for _ in range(count):
-        batch = torch.tensor([tokens])
-        tokens.append(int(model(batch, torch.tensor([len(tokens)]))[0, -1].argmax()))
+        logits = model(torch.tensor([tokens]), torch.tensor([len(tokens)]))[0, -1]
+        for seen in set(tokens):
+            logits[seen] *= penalty if logits[seen] < 0 else 1 / penalty
+        tokens.append(int(logits.argmax()))
     return tokens[len(prompt) :]
 
 
@@ -130,3 +134,16 @@ def test_the_repetition_penalty_lowers_positive_and_negative_logits():
     assert choose([2.0, 1.9], seen=[0], repetition_penalty=1.5) == 1
     assert choose([-1.0, -1.1], seen=[0], repetition_penalty=1.5) == 1
     assert choose([2.0, 1.9], seen=[1], repetition_penalty=1.5) == 0
+
+
+def test_the_penalty_is_for_each_rows_own_tokens_and_for_no_pad(model):
+    # Pads are token 0; give it the place of token 4, which this model says most.
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.wte.weight[[0, 4]] = model.wte.weight[[4, 0]]
+    settings = SamplingSettings(max_new_tokens=34, repetition_penalty=1.7)
+    answers = generate(model, PROMPTS, settings, NEVER)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert answer == without_cache(model, prompt, len(answer), penalty=1.7)
+        assert 0 not in prompt and 0 in answer[:4]
+        assert answer != without_cache(model, prompt, len(answer))
