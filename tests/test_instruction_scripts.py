@@ -71,9 +71,14 @@ def test_answers_stand_in_the_report_as_they_are():
 
 def test_answers_by_argument_file_and_pipe(trained, run_script, tmp_path):
     run, _ = trained
-    short = ("--max-new-tokens", 6, "--precision", "float32")
-    questions = ["Say hello.", "Count to three."]
-    alone = [run_script(RESPOND, run, question, *short).stdout.strip() for question in questions]
+    short = ("--max-new-tokens", 6, "--precision", "float32", "--temperature", 1)
+    questions = ["Say hello.", "Count to three, four or five."]  # the longer is answered first
+    alone = [
+        run_script(RESPOND, run, question, *short, "--seed", 7 + number).stdout.strip()
+        for number, question in enumerate(questions)
+    ]
+    assert alone[0] != alone[1]
+    short += ("--seed", 7)
     (tmp_path / "plain.txt").write_text("\n".join(questions) + "\n")
     rows = [{"instruction": question} for question in questions]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -286,7 +286,9 @@ def test_bad_input_to_prediction(trained, call_script, tmp_path):
 
 @pytest.mark.parametrize(
     "script", ["classification/train_gpt.py", "classification/predict.py",
-               "baselines/train_logreg.py", "gpt2/train_tokenizer.py"]
+               "baselines/train_logreg.py", "baselines/decoding_speed.py",
+               "gpt2/train_tokenizer.py", "instruction/instruction_finetuning.py",
+               "instruction/respond.py"]
 )  # fmt: skip
 def test_help_needs_nothing_and_shows_defaults(call_script, script):
     done = call_script(script, "--help")
