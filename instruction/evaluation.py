@@ -16,6 +16,7 @@ from tqdm import tqdm
 from gpt2.batching import IGNORE, Batch, collate, sorted_batches
 from gpt2.generation import SamplingSettings, generate
 from gpt2.model import GPT2
+from gpt2.stopping import stop_if_asked
 from gpt2.training import autocast
 from instruction.data import InstructionDataset
 from instruction.tasks import TASKS, words
@@ -55,6 +56,7 @@ def evaluate_loss(
             loss, count = instruction_loss(model, batch)
         total += loss.item()
         targets += count
+        stop_if_asked()
     return {"loss": total / targets, "perplexity": math.exp(min(total / targets, 700))}
 
 
@@ -90,6 +92,7 @@ def answer_prompts(
         for row, tokens in zip(rows, generated, strict=True):
             ended = tokens[-1:] == [encoding.eot_token]
             answers[row] = Answer(encoding.decode(tokens[: len(tokens) - ended]).strip(), ended)
+        stop_if_asked()
     return [answers[row] for row in range(len(prompts))]
 
 

@@ -1,0 +1,184 @@
+"""A run that is stopped and resumed ends with the bytes of one that never was."""
+
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from classification.data import IMDbDataset
+from classification.evaluation import (
+    classification_loss,
+    classification_metrics,
+    predict_log_probabilities,
+)
+from gpt2 import durable, stopping, training
+from gpt2.checkpoint import Checkpoint, load_checkpoint
+from gpt2.command_line import UserError
+from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.model import GPT2, GPT2Config
+from gpt2.run_folder import RunFolder
+from gpt2.tokenizer import get_encoding
+from gpt2.training import TrainingConfig, train
+from instruction import evaluation as instruction_evaluation
+from instruction.data import InstructionDataset
+from instruction.evaluation import evaluate_loss, instruction_loss
+from instruction.template import Template
+
+WORDS = ["good", "bad", "film", "story", "dull", "fine", "great", "what", "a", "scene"]
+ENCODING = get_encoding("mini")
+CONFIG = TrainingConfig(epochs=3, batch_size=4, micro_batch_size=3, evaluate_every=3, log_every=2,
+                        save_every="2", precision="float32", learning_rate=3e-3)  # fmt: skip
+
+
+def sentences(count, seed):
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, 12))) for _ in range(count)]
+
+
+def datasets(task):
+    """Training rows and validation rows."""
+    if task == "classification":
+        return [
+            IMDbDataset(sentences(count, count), [i % 2 for i in range(count)], ENCODING, 64)
+            for count in (14, 6)
+        ]
+    return [
+        InstructionDataset([(text, "", text[::-1]) for text in sentences(count, count)],
+                           Template(), ENCODING, 64, False)
+        for count in (14, 6)
+    ]  # fmt: skip
+
+
+def run_task(task, data, folder, resume, config=CONFIG):
+    """The run of a script, but small: 12 steps with dropout, accumulation and evaluation."""
+    torch.manual_seed(0)
+    make_head = (lambda c: ClassificationHead(c, 2)) if task == "classification" else (
+        LanguageModelHead)  # fmt: skip
+    gpt2_config = GPT2Config(2, 2, 16, 64, 8192, 0.1)
+    model = GPT2(gpt2_config, make_head(gpt2_config))
+    training_rows, validation_rows = data
+    settings = {"labels": ["bad", "good"], "template": {}, "max_length": 64}
+    if task == "classification":
+        loss = classification_loss
+        targets = np.asarray(validation_rows.labels)
+
+        def evaluate():
+            return classification_metrics(
+                predict_log_probabilities(model, validation_rows, 2, "float32"), targets
+            )
+    else:
+        loss = instruction_loss
+
+        def evaluate():
+            return evaluate_loss(model, validation_rows, 2, "float32")
+
+    run = RunFolder(folder, resume=resume)
+    run.start({"training": config}, "cpu")
+    return train(model, training_rows, loss, evaluate, config, 1, run,
+                 Checkpoint(task, ENCODING, settings))  # fmt: skip
+
+
+def in_child(work):
+    """The exit status of `work` in a forked process; -9 for SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # the threads of the parent do not exist here
+        status = 1
+        try:
+            work()
+            status = 0
+        except stopping.Stopped as stop:
+            status = stop.exit_status
+        except UserError:
+            status = 2
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def at_event(number, action):
+    """Have `action` called at the event of this number. An event is the end of a micro-batch or of
+    an evaluation batch, and each step of a save that touches the disk. Returns the count."""
+    count = [0]
+
+    def counting(original):
+        def called(*arguments, **named):
+            count[0] += 1
+            if count[0] == number:
+                action()
+            return original(*arguments, **named)
+
+        return called
+
+    evaluation = importlib.import_module("classification.evaluation")
+    for place, name in (
+        (training, "stop_if_asked"), (evaluation, "stop_if_asked"),
+        (instruction_evaluation, "stop_if_asked"),
+        (durable, "_flush"), (durable, "_sha256"), (shutil, "rmtree"), (Path, "rename"),
+    ):  # fmt: skip
+        setattr(place, name, counting(getattr(place, name)))
+    return count
+
+
+def fail():
+    raise RuntimeError("injected")
+
+
+ACTIONS = {
+    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGINT": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exception": fail,
+}
+ENDS = {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9, "exception": 1}
+
+
+def what_counts(folder):
+    """All bytes of a run that must not depend on whether it was stopped."""
+    names = ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors",
+             "best/config.json", "metrics.jsonl")  # fmt: skip
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture(params=["classification", "instruction"])
+def task(request):
+    return request.param
+
+
+def test_stopped_at_20_places_and_resumed_the_bytes_are_those_of_an_unbroken_run(task, tmp_path):
+    data = datasets(task)
+    events = tmp_path / "events"
+
+    def unbroken():
+        count = at_event(0, None)
+        run_task(task, data, tmp_path / "unbroken", resume=False)
+        events.write_text(str(count[0]))
+
+    assert in_child(unbroken) == 0
+    expected, total = what_counts(tmp_path / "unbroken"), int(events.read_text())
+    places = random.Random(task).sample(range(1, total), 20)
+    for number, place in enumerate(places):
+        action = list(ACTIONS)[number % len(ACTIONS)]
+        folder = tmp_path / str(number)
+
+        def stopped(place=place, action=action, folder=folder):
+            at_event(place, ACTIONS[action])
+            run_task(task, data, folder, resume=False)
+
+        # a signal during the last save comes too late to stop anything
+        end = in_child(stopped)
+        assert end == ENDS[action] or (end == 0 and action.startswith("SIG")), (place, action)
+        assert in_child(lambda folder=folder: run_task(task, data, folder, resume=True)) == 0
+        assert what_counts(folder) == expected, f"{action} at event {place} of {total}"
+        steps = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        assert len({(r["step"], "loss" in r) for r in steps}) == len(steps)
