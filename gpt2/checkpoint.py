@@ -109,14 +109,19 @@ def load_training(
     """
     folder = whole_folder(folder)
     check_folder(folder)
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    if training["data"] != data:
+    try:
+        training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        progress = Progress(**training["progress"])
+        random_state, data_then = training["random"], training["data"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / 'training.json'}: cannot be resumed from ({error!r})") from None
+    if data_then != data:
         raise UserError(
             f"{folder}: the training rows are not those that this run began with; give it the same "
             "files again, or start a new run"
         )
     _copy_weights(folder / "model.safetensors", model)
-    moments = load_file(folder / "optimizer.safetensors")
+    moments = _read_tensors(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             prefix = name + "/"
@@ -125,8 +130,8 @@ def load_training(
                 for key, tensor in moments.items()
                 if key.startswith(prefix)
             }
-    set_random_state(training["random"])
-    return Progress(**training["progress"])
+    set_random_state(random_state)
+    return progress
 
 
 def capture_random_state() -> dict[str, Any]:
@@ -192,11 +197,15 @@ def load_weights(folder: Path, model: GPT2) -> None:
     _copy_weights(folder / "model.safetensors", model)
 
 
-def _copy_weights(file: Path, model: torch.nn.Module) -> None:
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     try:
-        weights = load_file(file)
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
+
+
+def _copy_weights(file: Path, model: torch.nn.Module) -> None:
+    weights = _read_tensors(file)
     tensors = _tensors(model)
     wrong = sorted(weights.keys() ^ tensors.keys()) or [
         name for name, tensor in tensors.items() if weights[name].shape != tensor.shape
