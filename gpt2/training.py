@@ -91,6 +91,9 @@ class TrainingConfig:
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        _parse_save_every(self.save_every)
+
     @property
     def rows_at_once(self) -> int:
         """Rows in memory at once, in training and in evaluation."""
