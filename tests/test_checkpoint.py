@@ -205,6 +205,13 @@ def test_a_kill_between_the_two_renames(saved, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert load(tmp_path / "best").step == 1
     load_checkpoint(tmp_path, "classification")
+
+    def fail_to_save():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        save(tmp_path / "best", step=2)
+
+    assert in_child(fail_to_save) == 2
+    assert load(tmp_path / "best").step == 1
     save(tmp_path / "best", step=2)
     assert load(tmp_path / "best").step == 2
     assert not list(tmp_path.glob("best.*"))

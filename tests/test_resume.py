@@ -110,28 +110,29 @@ def in_child(work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def at_event(number, action):
-    """Have `action` called at the event of this number. An event is the end of a micro-batch or of
-    an evaluation batch, and each step of a save that touches the disk. Returns the count."""
-    count = [0]
+def at_event(kind, number, action):
+    """Have `action` called at the event of this kind and number, counted from 1. A "loop" event is
+    the end of a micro-batch or of an evaluation batch, a "save" event each touch of the disk.
+    Returns the counts of both."""
+    counts = {"loop": 0, "save": 0}
 
-    def counting(original):
+    def counting(original, counted):
         def called(*arguments, **named):
-            count[0] += 1
-            if count[0] == number:
+            counts[counted] += 1
+            if (counted, counts[counted]) == (kind, number):
                 action()
             return original(*arguments, **named)
 
         return called
 
     evaluation = importlib.import_module("classification.evaluation")
+    for place in (training, evaluation, instruction_evaluation):
+        place.stop_if_asked = counting(place.stop_if_asked, "loop")
     for place, name in (
-        (training, "stop_if_asked"), (evaluation, "stop_if_asked"),
-        (instruction_evaluation, "stop_if_asked"),
         (durable, "_flush"), (durable, "_sha256"), (shutil, "rmtree"), (Path, "rename"),
     ):  # fmt: skip
-        setattr(place, name, counting(getattr(place, name)))
-    return count
+        setattr(place, name, counting(getattr(place, name), "save"))
+    return counts
 
 
 def fail():
@@ -164,26 +165,32 @@ def test_stopped_at_20_places_and_resumed_the_bytes_are_those_of_an_unbroken_run
     events = tmp_path / "events"
 
     def count_events():
-        count = at_event(0, None)
+        counts = at_event("none", 0, None)
         run_task(task, data, tmp_path / "counted", resume=False)
-        events.write_text(str(count[0]))
+        events.write_text(json.dumps(counts))
 
     run_task(task, data, tmp_path / "unbroken", resume=False)
     assert in_child(count_events) == 0
-    expected, total = what_counts(tmp_path / "unbroken"), int(events.read_text())
-    places = random.Random(task).sample(range(1, total), 20)
-    for number, place in enumerate(places):
+    expected, totals = what_counts(tmp_path / "unbroken"), json.loads(events.read_text())
+    draw = random.Random(task)
+    places = [
+        (kind, place)
+        for kind in ("loop", "save")
+        for place in draw.sample(range(1, totals[kind] + 1), 10)
+    ]
+    for number, (kind, place) in enumerate(places):
         action = list(ACTIONS)[number % len(ACTIONS)]
         folder = tmp_path / str(number)
 
-        def stopped(place=place, action=action, folder=folder):
-            at_event(place, ACTIONS[action])
+        def stopped(kind=kind, place=place, action=action, folder=folder):
+            at_event(kind, place, ACTIONS[action])
             run_task(task, data, folder, resume=False)
 
         # a signal during the last save comes too late to stop anything
         end = in_child(stopped)
-        assert end == ENDS[action] or (end == 0 and action.startswith("SIG")), (place, action)
+        too_late = end == 0 and kind == "save" and action in ("SIGTERM", "SIGINT")
+        assert end == ENDS[action] or too_late, (kind, place, action)
         assert in_child(lambda folder=folder: run_task(task, data, folder, resume=True)) == 0
-        assert what_counts(folder) == expected, f"{action} at event {place} of {total}"
+        assert what_counts(folder) == expected, f"{action} at {kind} event {place}"
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
         assert len({(r["step"], "loss" in r) for r in steps}) == len(steps)

@@ -73,6 +73,8 @@ def test_stopped_by_signals_and_resumed_a_run_ends_as_an_unbroken_one(
         assert said.splitlines()[-1].endswith(f"{command[0]} --resume run")
         assert "Traceback" not in said
         assert not (run / "results.json").exists()
+        progress = json.loads((run / "last/training.json").read_text())["progress"]
+        assert progress["step"] >= 3 * (lines // 2)  # saved where it stood, not where it began
     resumed = call_script(command[0], "--resume", "run")
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after step" in resumed.stdout
