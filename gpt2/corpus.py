@@ -169,6 +169,8 @@ def _find(item: str, flag_shown: str) -> list[tuple[Path, list[str]]]:
         return [(file, []) for file in SAMPLE]
     path, columns = _split_columns(item)
     if path.is_file():
+        if columns and path.suffix.lower() == ".txt":
+            raise UserError(f"{flag_shown} {item}: {path.name} is plain text, it has no columns")
         return [(path, columns)]
     if not path.is_dir():
         raise UserError(
@@ -274,17 +276,19 @@ class TokenRows(Dataset):
         progress: str = "",
     ) -> None:
         end = np.array([encoding.eot_token], dtype=np.int32)
-        pieces = [end]
+        pieces, counts = [end], []
         bar = tqdm(total=len(documents), desc=progress, unit="text", leave=False,
                    disable=None if progress else True)  # fmt: skip
         for start in range(0, len(documents), 1000):
             chunk = list(documents[start : start + 1000])
             for tokens in encoding.encode_ordinary_batch(chunk):
                 pieces += [np.array(tokens, dtype=np.int32), end]
+                counts.append(len(tokens) + 1)
             bar.update(len(chunk))
         bar.close()
         self.stream = np.concatenate(pieces)
         self.max_length = max_length
+        self.document_tokens = np.array(counts, dtype=np.int64)  # each with its <|endoftext|>
         self.targets = len(self.stream) - 1
         starts = np.arange(0, self.targets, max_length)
         self.lengths = np.minimum(max_length, self.targets - starts)

@@ -71,7 +71,8 @@ def main() -> None:
         source: TokenRows(corpus.validation.filter(source=source)["text"], encoding, max_length)
         for source in corpus.sources
     }
-    print_summary(corpus, rows, validation)
+    description = describe_corpus(corpus, rows, validation)
+    print_summary(description, max_length)
     parameters, trainable = count_parameters(model)
     arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
     print(
@@ -124,7 +125,7 @@ def main() -> None:
     after = by_source()
     results = {
         "task": "pretraining",
-        "data": describe_corpus(corpus, rows, validation),
+        "data": description,
         "model": {
             "name": model_settings.model,
             "init": model_settings.init,
@@ -171,30 +172,36 @@ def describe_corpus(
     corpus: Corpus, rows: TokenRows, validation: dict[str, TokenRows]
 ) -> dict[str, Any]:
     """The part of results.json that says what the data was."""
+    train_sources = corpus.train["source"].to_numpy()
+    of_source = {source: train_sources == source for source in corpus.sources}
     return {
         "name": corpus.name,
         "train": len(corpus.train),
         "validation": len(corpus.validation),
-        "train_tokens": rows.targets,
         "train_rows": len(rows),
+        "train_tokens": {
+            source: int(rows.document_tokens[these].sum()) for source, these in of_source.items()
+        },
         "validation_tokens": {source: dataset.targets for source, dataset in validation.items()},
         "removed": corpus.removed,
     }
 
 
-def print_summary(corpus: Corpus, rows: TokenRows, validation: dict[str, TokenRows]) -> None:
+def print_summary(description: dict[str, Any], max_length: int) -> None:
     """What the data is, before any time is spent on it."""
-    print(f"data: {corpus.name}")
-    width = max(map(len, corpus.sources))
-    for source in corpus.sources:
+    print(f"data: {description['name']}")
+    width = max(map(len, description["train_tokens"]))
+    for source, tokens in description["train_tokens"].items():
         print(
-            f"  {source:<{width}} {len(corpus.train.filter(source=source)):>9,} training documents; "
-            f"{len(corpus.validation.filter(source=source)):,} for validation, "
-            f"{validation[source].targets:,} tokens"
+            f"  {source:<{width}} {tokens:>13,} training tokens, "
+            f"{description['validation_tokens'][source]:>9,} for validation"
         )
-    removed = [f"{reason} {count:,}" for reason, count in corpus.removed.items() if count]
+    print(
+        f"  {description['train']:,} training documents in {description['train_rows']:,} rows of "
+        f"{max_length} tokens; {description['validation']:,} validation documents"
+    )
+    removed = [f"{reason} {count:,}" for reason, count in description["removed"].items() if count]
     print(f"  documents removed: {', '.join(removed) or 'none'}")
-    print(f"  training tokens: {rows.targets:,}, in {len(rows):,} rows of {rows.max_length}")
 
 
 def comparison_table(results: dict[str, Any]) -> str:
@@ -228,11 +235,12 @@ def write_report(run: RunFolder, results: dict[str, Any]) -> None:
     plot_curves(run.read_log(), ("loss", "perplexity"), run.folder / "curves.png")
     data, model, training = results["data"], results["model"], results["training"]
     removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
+    train_tokens = ", ".join(f"{name} {count:,}" for name, count in data["train_tokens"].items())
     parts = [
         f"# {data['name']}: {model['name']} from {model['init']} weights",
         comparison_table(results),
         "Losses are in nats a token, over all validation documents. "
-        f"Data: {data['train']:,} training documents with {data['train_tokens']:,} tokens, "
+        f"Data: {data['train']:,} training documents (tokens: {train_tokens}), "
         f"{data['validation']:,} validation documents; documents removed: {removed or 'none'}. "
         f"Model: {model['parameters']:,} parameters, {model['trainable']:,} trained, rows of "
         f"{model['max_length']} tokens. Training: {training['steps']} steps, "

@@ -199,7 +199,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, suffix):
 
 
 def test_every_removal_is_counted(tmp_path):
-    rows = [{"instruction": f"Say {i}", "input": "", "output": "ok"} for i in range(12)]
+    rows = [{"instruction": f"Say {i}", "input": "", "output": "ok"} for i in range(42)]
     rows += [{"instruction": "Say 3", "input": "", "output": "other"},
              {"instruction": "Say 3", "input": "x", "output": "kept: another input"},
              {"instruction": "empty", "input": None, "output": "  "},
@@ -209,7 +209,7 @@ def test_every_removal_is_counted(tmp_path):
     splits = load(tmp_path / "a.json")
     assert splits.removed == {"empty instruction": 1, "empty output": 1, "duplicate": 1,
                               "no room for a response": 1}  # fmt: skip
-    assert sum(len(frame) for _, frame in splits.items()) == 13
+    assert sum(len(frame) for _, frame in splits.items()) == 43
 
 
 @pytest.mark.parametrize(
