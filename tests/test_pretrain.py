@@ -171,7 +171,7 @@ def test_excluded_documents_and_copies_are_gone(tmp_path):
     leaks = ["Seen &amp; heard.<br /><br />Twice", "  Seen & heard. \n Twice", "test  7"]
     copies = ["train<br />3", "train 4 "]
     pl.DataFrame({"text": train + leaks + copies}).write_parquet(folder / "train.parquet")
-    test = ["Seen & heard. Twice", *(f"test {i}" for i in range(9))]
+    test = [" Seen &#38; heard.<br>Twice", *(f"test<br />{i}" for i in range(9))]
     pl.DataFrame({"text": test}).write_parquet(folder / "test.parquet")
     corpus = corpus_of(folder, exclude=(str(folder / "test.parquet"),))
     assert corpus.removed == {"empty": 0, "excluded": 3, "duplicate": 2}
