@@ -32,7 +32,11 @@ from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import load_encoding, save_encoding
 
 # What each task needs to prepare new text as it was prepared for training.
-SETTINGS = {"classification": ("labels", "max_length"), "instruction": ("template", "max_length")}
+SETTINGS = {
+    "classification": ("labels", "max_length"),
+    "instruction": ("template", "max_length"),
+    "pretraining": ("max_length",),
+}
 
 
 @dataclass

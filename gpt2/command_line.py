@@ -152,7 +152,7 @@ def _settings_to_resume(
 
 
 def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:
-    shown = "" if field.default in (None, "") else f" [{_plain(field.default)}]"
+    shown = "" if field.default in (None, "", ()) else f" [{_plain(field.default)}]"
     options: dict[str, Any] = {
         "dest": field.name,
         "default": argparse.SUPPRESS,  # so that what is given can be told from defaults
@@ -165,12 +165,16 @@ def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotati
         optional = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
         options["type"] = optional[0] if optional else annotation
         options["choices"] = field.metadata["choices"]
+        if typing.get_origin(annotation) is tuple:  # tuple[str, ...]: one or several values
+            options |= {"type": typing.get_args(annotation)[0], "nargs": "+"}
         if options["choices"] is None:
             options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
     group.add_argument(flag_name(field.name), **options)
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_plain, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

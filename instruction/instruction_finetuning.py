@@ -29,6 +29,7 @@ from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
+from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.run_folder import RunFolder, RunSettings
 from gpt2.training import NotFinite, TrainingConfig, autocast, choose_device, train
 from instruction.data import (
@@ -43,8 +44,6 @@ from instruction.evaluation import (
     Answer,
     answer_metrics,
     answer_prompts,
-    evaluate_loss,
-    instruction_loss,
     task_metrics,
     task_prompts,
 )
@@ -142,7 +141,7 @@ def main() -> None:
     )  # fmt: skip
     try:
         result = train(
-            model, datasets["train"], instruction_loss, evaluate, config, seed, run, checkpoint
+            model, datasets["train"], language_model_loss, evaluate, config, seed, run, checkpoint
         )
     except NotFinite as error:
         first = ""

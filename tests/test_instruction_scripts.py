@@ -84,7 +84,7 @@ def refused(done, *parts):
         (["--data", "reviews.csv"], ["reviews.csv", "classification"]),
         (["--max-length", "600"], ["--max-length 600", "512"]),
         (["--max-train", "7"], ["7 training rows", "batch of 16"]),
-        (["--max-length", "20"], ["0 usable rows"]),
+        (["--max-length", "20"], ["no prompt of the", "--max-length 20"]),
     ],
 )
 def test_bad_input_to_training(call_script, tmp_path, flags, parts):
