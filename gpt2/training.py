@@ -58,8 +58,10 @@ class TrainingConfig:
         at_most=1,
     )
     schedule: str = flag(
-        "cosine", "how the rate falls from its peak to 0", choices=("cosine", "linear", "constant")
-    )
+        "cosine", "how the rate falls from its peak to 0; trapezoid stays at the peak until the "
+        "last fifth of the steps, so that a run may be prolonged until then",
+        choices=("cosine", "linear", "trapezoid", "constant"),
+    )  # fmt: skip
     weight_decay: float = flag(
         0.1, "AdamW's decay of matrices; biases and norms never decay", at_least=0
     )
@@ -141,6 +143,10 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
     if config.schedule == "linear":
         return config.learning_rate * (1 - progress)
+    if config.schedule == "trapezoid":
+        # Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+        # Durations": as good as cosine, and the length need not be known at the start
+        return config.learning_rate * min(1.0, 5 * (1 - progress))
     return config.learning_rate
 
 

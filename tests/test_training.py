@@ -129,6 +129,8 @@ def test_a_run_is_repeatable_bit_for_bit(tmp_path):
         (0.0, 4, "linear", [1.0, 0.75, 0.5, 0.25]),
         (0.5, 4, "cosine", [0.5, 1.0, 1.0, 0.5]),
         (0.25, 4, "constant", [1.0, 1.0, 1.0, 1.0]),
+        (0.0, 10, "trapezoid", [1.0] * 9 + [0.5]),
+        (0.5, 4, "trapezoid", [0.5, 1.0, 1.0, 1.0]),
         (0.1, 3, "linear", [1.0, 2 / 3, 1 / 3]),  # less than a step of warm-up is none
     ],
 )
