@@ -58,12 +58,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 chunk = slice(first, first + _CHUNK)
                 cast_hidden = hidden[chunk].to(dtype)  # (n, C)
                 target = targets[chunk].unsqueeze(1)  # (n, 1)
-                logits = (cast_hidden @ cast_weight.T).to(exact)  # (n, V)
-                log_normaliser = logits.logsumexp(dim=1, keepdim=True)  # (n, 1)
-                total += (log_normaliser - logits.gather(1, target)).sum()
+                logits = cast_hidden @ cast_weight.T  # (n, V)
+                log_probabilities = F.log_softmax(logits, dim=1, dtype=exact)  # (n, V)
+                total -= log_probabilities.gather(1, target).sum()
                 if not (learns_hidden or learns_weight):
                     continue
-                gradient = logits.sub_(log_normaliser).exp_()  # (n, V), the softmax
+                gradient = log_probabilities.exp_()  # (n, V)
                 gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1))
                 gradient = gradient.to(cast_weight.dtype)
                 if learns_hidden:
