@@ -30,6 +30,7 @@ from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
+from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.reporting import describe_training, explain_not_finite
 from gpt2.run_folder import RunFolder, RunSettings
 from gpt2.training import NotFinite, TrainingConfig, autocast, choose_device, train
@@ -45,8 +46,6 @@ from instruction.evaluation import (
     Answer,
     answer_metrics,
     answer_prompts,
-    evaluate_loss,
-    instruction_loss,
     judge_tasks,
     task_metrics,
     task_prompts,
@@ -117,21 +116,27 @@ def main() -> None:
 
     def answers_to(some_prompts: list[list[int]], progress: str = "") -> list[Answer]:
         return answer_prompts(
-            model, encoding, some_prompts, greedy, config.batch_size, config.precision,
+            model, encoding, some_prompts, greedy, config.rows_at_once, config.precision,
             progress=progress,
         )  # fmt: skip
 
     def loss_on(split: str, progress: str = "") -> dict[str, float]:
-        return evaluate_loss(model, datasets[split], config.batch_size, config.precision, progress)
+        return evaluate_loss(
+            model, datasets[split], config.rows_at_once, config.precision, progress
+        )
 
-    def look_at_test(when: str) -> tuple[dict[str, Any], list[Answer], list[Answer]]:
+    def look_at_test(when: str) -> dict[str, Any]:
         """The metrics, the answers to test rows and the answers to tasks."""
         answers = answers_to(prompts, f"test answers, {when}")
         task_answers = answers_to(task_prompts(encoding, template), f"tasks, {when}")
         metrics = loss_on("test", f"test loss, {when}")
         metrics |= answer_metrics(answers, answered_rows["output"].to_list(), template)
         metrics |= task_metrics(judge_tasks(task_answers))
-        return metrics, answers, task_answers
+        return {
+            "test": metrics,
+            "answers": [answer.text for answer in answers],
+            "tasks": [answer.text for answer in task_answers],
+        }
 
     def evaluate() -> dict[str, float]:
         fixed = [encoding.encode_ordinary(template.prompt(*prompt)) for prompt in FIXED_PROMPTS]
@@ -140,7 +145,7 @@ def main() -> None:
         return loss_on("validation")
 
     model.eval()
-    before, answers_before, tasks_before = look_at_test("before")
+    before = run.once("before.json", lambda: look_at_test("before"))
     checkpoint = Checkpoint(
         "instruction",
         encoding,
@@ -149,7 +154,7 @@ def main() -> None:
     )  # fmt: skip
     try:
         result = train(
-            model, datasets["train"], instruction_loss, evaluate, config, seed, run, checkpoint
+            model, datasets["train"], language_model_loss, evaluate, config, seed, run, checkpoint
         )
     except NotFinite as error:
         raise explain_not_finite(error, splits.train["instruction"]) from None
@@ -157,7 +162,7 @@ def main() -> None:
     # ---- evaluation of the weights that did best on validation, and comparison
     load_weights(run.folder / "best", model)
     model.eval()
-    after, answers_after, tasks_after = look_at_test("after")
+    after = look_at_test("after")
     results = {
         "task": "instruction",
         "data": describe_splits(splits)
@@ -169,12 +174,12 @@ def main() -> None:
             "parameters": parameters,
             "trainable": trainable,
         },
-        "before": {"test": before},
-        "after": {"validation": loss_on("validation"), "test": after},
+        "before": {"test": before["test"]},
+        "after": {"validation": loss_on("validation"), "test": after["test"]},
         "training": dataclasses.asdict(result)
         | {"tokens_per_second": result.tokens / result.seconds, "seed": seed},
-        "answers": answer_records(answered_rows, answers_before, answers_after),
-        "tasks": task_records(tasks_before, tasks_after),
+        "answers": answer_records(answered_rows, before["answers"], after["answers"]),
+        "tasks": task_records(before["tasks"], after["tasks"]),
     }
     write_report(run, results)
     print(f"\n{comparison_table(results)}\n")

@@ -11,7 +11,6 @@ import polars as pl
 
 from gpt2.reporting import format_table, percent, plot_curves
 from gpt2.run_folder import RunFolder
-from instruction.evaluation import Answer
 from instruction.tasks import TASKS
 
 _SHOWN = 20  # answers side by side
@@ -45,21 +44,21 @@ def comparison_table(results: dict[str, Any]) -> str:
 
 
 def answer_records(
-    rows: pl.DataFrame, before: Sequence[Answer], after: Sequence[Answer]
+    rows: pl.DataFrame, before: Sequence[str], after: Sequence[str]
 ) -> list[dict[str, Any]]:
     """For results.json: each of `rows` (instruction, input, output) with its two answers."""
     return [
-        {"instruction": instruction, "input": text, "reference": output, "before": one.text,
-         "after": other.text}
+        {"instruction": instruction, "input": text, "reference": output, "before": one,
+         "after": other}
         for (instruction, text, output), one, other in zip(rows.rows(), before, after, strict=True)
     ]  # fmt: skip
 
 
-def task_records(before: Sequence[Answer], after: Sequence[Answer]) -> list[dict[str, Any]]:
+def task_records(before: Sequence[str], after: Sequence[str]) -> list[dict[str, Any]]:
     """For results.json: each task with its two answers, and whether the later one solves it."""
     return [
         {"kind": task.kind, "instruction": task.instruction, "input": task.input,
-         "before": one.text, "after": other.text, "solved": task.solved_by(other.text)}
+         "before": one, "after": other, "solved": task.solved_by(other)}
         for task, one, other in zip(TASKS, before, after, strict=True)
     ]  # fmt: skip
 

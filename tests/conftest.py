@@ -60,7 +60,8 @@ def script_environment(tmp_path_factory):
         if not name.startswith(("HF_", "TIKTOKEN"))
     }
     return environment | {
-        "PYTHONPATH": str(folder),
+        # the checkout that is tested, whatever is installed
+        "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
         "HF_HOME": str(empty / "hub"),
         "HF_HUB_OFFLINE": "1",  # or the hub retries for half a minute
         "TIKTOKEN_CACHE_DIR": str(empty / "tiktoken"),

@@ -162,7 +162,7 @@ def test_task_success_is_a_rate_in_all_and_by_kind():
     assert metrics["task_success_by_kind"] == {
         task.kind: float(task.kind == "number") for task in TASKS
     }
-    records = task_records([Answer("", True)] * len(TASKS), answers)
+    records = task_records([""] * len(TASKS), [answer.text for answer in answers])
     assert [record["solved"] for record in records] == solved
 
 
@@ -200,9 +200,7 @@ def test_an_answer_depends_on_its_prompt_and_its_number_alone(model, temperature
 
 def test_records_hold_each_row_with_its_two_answers():
     rows = pl.DataFrame({"instruction": ["a", "b"], "input": ["", "i"], "output": ["x", "y"]})
-    records = answer_records(
-        rows, [Answer("1", True), Answer("2", False)], [Answer("3", True), Answer("4", True)]
-    )
+    records = answer_records(rows, ["1", "2"], ["3", "4"])
     assert records == [
         {"instruction": "a", "input": "", "reference": "x", "before": "1", "after": "3"},
         {"instruction": "b", "input": "i", "reference": "y", "before": "2", "after": "4"},

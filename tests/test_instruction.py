@@ -11,12 +11,13 @@ from gpt2.batching import IGNORE, collate
 from gpt2.checkpoint import Checkpoint
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
+from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.model import GPT2, GPT2Config
 from gpt2.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from gpt2.training import TrainingConfig, train
 from instruction.data import SAMPLE, InstructionDataset
-from instruction.evaluation import answer_prompts, evaluate_loss, instruction_loss
+from instruction.evaluation import answer_prompts
 from instruction.respond import stream_answer
 from instruction.template import Template
 
@@ -148,7 +149,7 @@ def test_an_over_long_row_loses_its_end_and_never_its_eos():
 def test_the_loss_equals_the_plain_one_over_all_positions():
     model, dataset = tiny_model(), make_dataset()
     batch = collate([dataset[row] for row in range(4)])
-    total, count = instruction_loss(model, batch)
+    total, count = language_model_loss(model, batch)
     logits = model(batch.tokens, batch.lengths)
     plain = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
@@ -186,7 +187,7 @@ def gradient(tmp_path, monkeypatch, micro_batch_size):
         patched.setattr(torch.optim.AdamW, "step", capture)
         config = TrainingConfig(epochs=1, batch_size=8, micro_batch_size=micro_batch_size, clip=0,
                                 precision="float32")  # fmt: skip
-        train(model, ragged_dataset(), instruction_loss, lambda: {"loss": 0.0}, config, 1,
+        train(model, ragged_dataset(), language_model_loss, lambda: {"loss": 0.0}, config, 1,
               RunFolder(tmp_path / str(micro_batch_size)),
               Checkpoint("instruction", ENCODING, {}))  # fmt: skip
     return captured
@@ -205,7 +206,7 @@ def test_gradients_do_not_depend_on_micro_batches(tmp_path, monkeypatch):
     model, dataset = tiny_model(torch.float64), ragged_dataset()
     order = np.argsort(dataset.lengths, kind="stable")
     for rows in (order[:5], order[5:]):
-        total, count = instruction_loss(model, collate([dataset[row] for row in rows]))
+        total, count = language_model_loss(model, collate([dataset[row] for row in rows]))
         (total / count / 2).backward()
     assert difference(whole, [parameter.grad for parameter in model.parameters()]) > 1e-4
 
@@ -218,7 +219,7 @@ def learnt_by_heart(tmp_path_factory):
     model, dataset = tiny_model(), make_dataset()
     config = TrainingConfig(epochs=150, batch_size=4, learning_rate=1e-2, evaluate_every=150,
                             weight_decay=0.0, precision="float32")  # fmt: skip
-    train(model, dataset, instruction_loss, lambda: {"loss": 0.0}, config, 1,
+    train(model, dataset, language_model_loss, lambda: {"loss": 0.0}, config, 1,
           RunFolder(tmp_path_factory.mktemp("heart")),
           Checkpoint("instruction", ENCODING, {}))  # fmt: skip
     return model.eval(), dataset

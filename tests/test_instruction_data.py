@@ -78,7 +78,7 @@ def test_a_column_that_was_named_and_is_not_there_is_refused(tmp_path, column):
 
 
 def test_every_removal_is_counted_and_no_question_stands_in_two_splits(tmp_path):
-    rows = [{"instruction": f"Say {i}", "input": "", "output": "ok"} for i in range(12)]
+    rows = [{"instruction": f"Say {i}", "input": "", "output": "ok"} for i in range(42)]
     rows += [{"instruction": "Say 3", "input": "", "output": "other"},
              {"instruction": " Say 3 ", "input": None, "output": "a third"},
              {"instruction": "Say 3", "input": "x", "output": "kept: another input"},
@@ -91,7 +91,7 @@ def test_every_removal_is_counted_and_no_question_stands_in_two_splits(tmp_path)
     assert splits.removed == {"empty instruction": 1, "empty output": 2, "duplicate": 2,
                               "no room for a response": 1}  # fmt: skip
     kept = all_rows(splits)
-    assert len(kept) == 13 and len({row[:2] for row in kept}) == 13
+    assert len(kept) == 43 and len({row[:2] for row in kept}) == 43
     assert ("Say 3", "", "ok") in kept  # the first of its duplicates
 
 

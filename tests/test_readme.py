@@ -7,6 +7,7 @@ in full is for the reader to see, not for a test. The two commands that install 
 import json
 import re
 import shlex
+import shutil
 
 import polars as pl
 import pytest
@@ -28,6 +29,7 @@ COMMANDS = [
 SHORT = shlex.split(
     "--max-train 24 --max-validation 8 --max-test 8 --epochs 1 --batch-size 8 --max-length"
 )
+SHORT_CORPUS = shlex.split("--max-train 24 --max-validation 2 --epochs 1 --max-length 32")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +65,10 @@ def stand_ins(tmp_path_factory):
                 "".join(f"http://www.imdb.com/title/tt{name}{i // 2}/\n" for i in range(len(texts)))
             )
     (folder / "reviews.txt").write_text("a fine film\nno\n")
-    rows = json.loads(INSTRUCTIONS.read_text())
     (folder.parent / "shared/alpaca").mkdir()
     for name in ("alpaca_data_cleaned", "alpaca_gpt4_1k"):
-        (folder.parent / f"shared/alpaca/{name}.json").write_text(json.dumps(rows[:60]))
+        shutil.copy(INSTRUCTIONS, folder.parent / f"shared/alpaca/{name}.json")
+    rows = json.loads(INSTRUCTIONS.read_text())
     own = [{"question": row["instruction"], "answer": row["output"]} for row in rows[:60]]
     (folder / "mine_qa.jsonl").write_text("\n".join(map(json.dumps, own)))
     (folder / "questions.txt").write_text("Say hello.\nName a colour.\n")
@@ -100,10 +102,12 @@ def test_every_command_runs(stand_ins, call_script, run_script, monkeypatch):
             done = run_script(*words[4:], cwd=stand_ins, stdin=text)
         else:
             script, arguments = words[1], words[2:]
+            if not (SHARED / "tiktoken").is_dir():  # the gpt2 encoding is a download
+                arguments = ["mini" if word == "gpt2" else word for word in arguments]
             if script.endswith("train_gpt.py") and "--help" not in arguments:
-                if not (SHARED / "tiktoken").is_dir():  # the gpt2 encoding is a download
-                    arguments = ["mini" if word == "gpt2" else word for word in arguments]
                 arguments += [*SHORT, 16]
+            if script.endswith("pretrain.py"):
+                arguments += SHORT_CORPUS
             if script.endswith("instruction_finetuning.py"):
                 arguments += [*SHORT, 128, "--test-answers", 4, "--answer-tokens", 4]
             if script.endswith("decoding_speed.py"):
