@@ -230,7 +230,7 @@ def run_script(main: Callable[[], None]) -> None:
         _say_last(f"{os.path.basename(sys.argv[0])}: {stop}")
         sys.exit(stop.exit_status)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        _say_last("\ninterrupted")
         sys.exit(130)
     except BrokenPipeError:
         # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
