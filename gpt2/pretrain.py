@@ -234,7 +234,6 @@ def comparison_table(results: dict[str, Any]) -> str:
 
 def write_report(run: RunFolder, results: dict[str, Any]) -> None:
     """Write results.json, curves.png and report.md."""
-    run.write_json("results.json", results)
     plot_curves(run.read_log(), ("loss", "perplexity"), run.folder / "curves.png")
     data, model, training = results["data"], results["model"], results["training"]
     removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
@@ -260,6 +259,7 @@ def write_report(run: RunFolder, results: dict[str, Any]) -> None:
             quoted = "\n".join(f"> {line}" for line in (row[who] or "(nothing)").splitlines())
             parts.append(f"**{who}**\n\n{quoted}")
     (run.folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 
 if __name__ == "__main__":
