@@ -30,6 +30,9 @@ class RunSettings:
 
     out: str = flag("", "run folder; left out, a new one under runs/ is chosen")
     overwrite: bool = flag(False, "replace the run that lies in --out")
+    export: str = flag(
+        "", "folder that gets the trained model in the Hugging Face layout, for transformers"
+    )
     seed: int = flag(
         1, "the same seed on the same machine gives the same numbers", at_least=0, at_most=2**32 - 1
     )
