@@ -72,9 +72,7 @@ def sent(hub):
 
 
 def assert_equal(model, expected):
-    for (name, ours), theirs in zip(
-        model.named_parameters(), expected.parameters(), strict=True
-    ):
+    for (name, ours), theirs in zip(model.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
 
 
