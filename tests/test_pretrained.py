@@ -314,6 +314,8 @@ folder = Path("{tmp_path}")
 if sys.argv[1] == "save":
     save_file(to_stored_names(GPT2(config, LanguageModelHead(config))), folder/"model.safetensors")
     sys.exit()
+with torch.device("meta"):  # once before, for what torch imports at its first use
+    GPT2(config, LanguageModelHead(config))
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
 before = memory("VmRSS")
 model = _fill(folder, config, LanguageModelHead(config), True)
