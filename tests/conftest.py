@@ -32,6 +32,14 @@ socket.getaddrinfo = getaddrinfo
 """
 
 
+def refused(done, *parts):
+    """A script has answered bad input with status 2 and one line, which holds `parts`."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr, done.stderr
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_network():
     before = socket.socket.connect, socket.getaddrinfo
@@ -52,7 +60,8 @@ def script_environment(tmp_path_factory):
         if not name.startswith(("HF_", "TIKTOKEN"))
     }
     return environment | {
-        "PYTHONPATH": str(folder),
+        # the checkout that is tested, whatever is installed
+        "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
         "HF_HOME": str(empty / "hub"),
         "HF_HUB_OFFLINE": "1",  # or the hub retries for half a minute
         "TIKTOKEN_CACHE_DIR": str(empty / "tiktoken"),

@@ -297,7 +297,7 @@ def test_loading_holds_one_copy_of_the_weights(tmp_path, script_environment):
     """25 million parameters, 100 MB: the process may grow by that and a little, not by a second
     copy."""
     code = f"""
-import re, sys
+import sys
 sys.path[:0] = ["{REPOSITORY}", "{REPOSITORY / "tests"}"]
 from pathlib import Path
 from safetensors.torch import save_file
@@ -307,8 +307,8 @@ from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.pretrained import to_stored_names
 def memory(key):
-    found = re.search(key + r":\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 config = GPT2Config(n_layer=8, n_head=8, n_embd=512, n_positions=64, vocab_size=1000)
 folder = Path("{tmp_path}")
 if sys.argv[1] == "save":
