@@ -44,7 +44,7 @@ def classifier(tmp_path_factory):
     model = make_rougher(GPT2(SMALL, ClassificationHead(SMALL, 3, "last")))
     with torch.no_grad():  # so that the tokens, and not the biases, decide on the label
         model.ln_f.bias.zero_()
-        model.wte.weight.mul_(20)
+        model.wte.weight.mul_(50)
     settings = {"labels": LABELS, "max_length": LONGEST}
     checkpoint = Checkpoint("classification", small_encoding(), settings)
     save_checkpoint(folder / "best", model, checkpoint, {})
