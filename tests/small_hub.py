@@ -120,3 +120,11 @@ class SmallHub:
     def __exit__(self, *error):
         self.server.shutdown()
         self.server.server_close()
+
+
+def turn_client_to(hub, monkeypatch):
+    """What HF_ENDPOINT does when a process starts, for this process."""
+    path = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    template = "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE"
+    monkeypatch.setattr(template, hub.address + path)

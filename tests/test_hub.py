@@ -9,59 +9,23 @@ import sys
 import pytest
 import torch
 from conftest import REPOSITORY
-from safetensors.torch import save_file
-from small_hub import SmallHub
+from small_hub import SmallHub, turn_client_to
 
 from classification.sources import IMDB_FILES, IMDB_REVISION
 from gpt2.building import ModelSettings, build_model
 from gpt2.command_line import UserError
 from gpt2.heads import LanguageModelHead
 from gpt2.hub import download, download_dataset
-from gpt2.model import GPT2, SIZES, GPT2Config
-from gpt2.pretrained import RELEASED, to_stored_names
+from gpt2.model import SIZES
+from gpt2.pretrained import RELEASED
 from instruction.data import DOWNLOADS
 
-TINY = GPT2Config(n_layer=1, n_head=1, n_embd=8)
 REPOSITORY_NAME, REVISION = RELEASED["gpt2"]
-
-
-def make_weights(tmp_path):
-    """model.safetensors of a tiny GPT-2 with the released vocabulary and context."""
-    torch.manual_seed(0)
-    model = GPT2(TINY, LanguageModelHead(TINY))
-    weights = to_stored_names(model)
-    weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
-    weights["h.0.attn.bias"] = torch.ones(1, 1, 4, 4).tril()  # as the released files have it
-    save_file(weights, tmp_path / "weights")
-    return model, (tmp_path / "weights").read_bytes()
-
-
-def turn_client_to(hub, monkeypatch):
-    """What HF_ENDPOINT does when a process starts."""
-    path = "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-    template = "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE"
-    monkeypatch.setattr(template, hub.address + path)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The tiny model under the released name, and this process's hub client turned to it."""
-    model, content = make_weights(tmp_path)
-    monkeypatch.setitem(SIZES, "gpt2", TINY)
-    with SmallHub(REPOSITORY_NAME, REVISION, {"model.safetensors": content}, "models") as hub:
-        hub.model = model
-        hub.cache = tmp_path / "cache"
-        turn_client_to(hub, monkeypatch)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub.cache))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
-        yield hub
 
 
 def load():
     settings = ModelSettings(model="gpt2")
-    model, origin = build_model(settings, TINY, LanguageModelHead, "all", seed=1)
+    model, origin = build_model(settings, SIZES["gpt2"], LanguageModelHead, "all", seed=1)
     assert origin == "pretrained weights of openai-community/gpt2"
     return model
 
