@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from classification.data import IMDbDataset
 from gpt2.batching import Batch, collate, sorted_batches
+from gpt2.stopping import stop_if_asked
 from gpt2.training import autocast
 
 
@@ -40,6 +41,7 @@ def predict_log_probabilities(
             logits = model(batch.tokens, batch.lengths)
         results.append(logits.float().log_softmax(dim=1).cpu())
         order += rows
+        stop_if_asked()
     log_probabilities = torch.empty_like(torch.cat(results))
     log_probabilities[order] = torch.cat(results)
     return log_probabilities.numpy()

@@ -120,14 +120,14 @@ def main() -> None:
 
     def log_probabilities(split: str, progress: str = "") -> np.ndarray:
         return predict_log_probabilities(
-            model, datasets[split], config.batch_size, config.precision, progress
+            model, datasets[split], config.rows_at_once, config.precision, progress
         )
 
     def metrics(split: str, progress: str = "") -> dict[str, float]:
         return classification_metrics(log_probabilities(split, progress), targets[split])
 
     model.eval()
-    before = {"test": metrics("test", "test split, before")}
+    before = run.once("before.json", lambda: {"test": metrics("test", "test split, before")})
     checkpoint = Checkpoint(
         "classification",
         encoding,

@@ -15,6 +15,7 @@ from torch import nn
 
 from gpt2.checkpoint import load_checkpoint
 from gpt2.command_line import UserError, flag
+from gpt2.durable import whole_folder
 from gpt2.heads import ClassificationHead
 from gpt2.model import GPT2, SIZES, GPT2Config, choose_trainable
 from gpt2.pretrained import (
@@ -146,8 +147,8 @@ def find_source(settings: ModelSettings) -> Source:
 def open_source(folder: Path) -> Source:
     """What lies in `folder`: a run (its best checkpoint counts), a checkpoint, or a GPT-2 in the
     Hugging Face layout. Weights are not read yet. Raises UserError."""
-    if (folder / "best").is_dir():
-        folder = folder / "best"
+    best = whole_folder(folder / "best")
+    folder = best if best.is_dir() else folder
     if (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: this run has not saved a model")
     if (folder / "encoding.json").is_file() and (folder / "config.json").is_file():

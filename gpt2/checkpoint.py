@@ -1,27 +1,42 @@
-"""What a run saves, and how it comes back: safetensors and JSON, no pickle."""
+"""What a run saves, and how it comes back: safetensors and JSON, no pickle.
+
+best/  last/
+  model.safetensors       weights
+  config.json             task, shape, head, and what prepares new text
+  encoding.json, ...      the tokenizer
+  SHA256SUMS              of all the others
+last/ only, for resuming
+  optimizer.safetensors   AdamW's two moments of each trained parameter, and its step
+  training.json           where the loop stands, and the states of all random generators
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tiktoken
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gpt2.command_line import UserError
+from gpt2.durable import check_folder, replacing_folder, whole_folder
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import load_encoding, save_encoding
 
 # What each task needs to prepare new text as it was prepared for training.
-SETTINGS = {"classification": ("labels", "max_length"), "instruction": ("template", "max_length")}
+SETTINGS = {
+    "classification": ("labels", "max_length"),
+    "instruction": ("template", "max_length"),
+    "pretraining": ("max_length",),
+}
 
 
 @dataclass
@@ -34,36 +49,120 @@ class Checkpoint:
     settings: dict[str, Any]
 
 
+@dataclass
+class Progress:
+    """Where the training loop stands: all that it counts, but for what follows from these."""
+
+    step: int = 0  # optimizer steps taken
+    evaluated_at: int = -1  # the step of the last evaluation
+    best_loss: float | None = None
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    validation: dict[str, float] | None = None  # of the last evaluation
+    log_records: int = 0  # lines of metrics.jsonl
+    logged_loss: float = 0.0  # summed since the last line of metrics.jsonl
+    logged_targets: int = 0
+    seen_loss: float = 0.0  # summed since the last evaluation
+    seen_targets: int = 0
+    seconds: float = 0.0  # in steps; evaluation and saving left out
+    real_tokens: int = 0  # padding left out
+    all_tokens: int = 0
+
+
 def save_checkpoint(
-    folder: Path, model: GPT2, checkpoint: Checkpoint, progress: dict[str, Any]
+    folder: Path,
+    model: GPT2,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    optimizer: torch.optim.Optimizer | None = None,
+    random_state: dict[str, Any] | None = None,
+    data: str = "",
 ) -> None:
-    """Write `folder` with model.safetensors, config.json and the tokenizer. It is written under
-    another name first, so that a crash cannot leave a half-written checkpoint under this one."""
-    temporary = folder.with_name(folder.name + ".new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    weights = {name: t.detach().cpu().contiguous() for name, t in _tensors(model).items()}
-    save_file(weights, temporary / "model.safetensors")
-    save_encoding(checkpoint.encoding, temporary)
+    """Put a checkpoint in the place of `folder`; with `optimizer`, `random_state` and `data` (a
+    checksum of the training rows), one to resume from.
+
+    Raises UserError if it cannot be written; `folder` is then as it was.
+    """
     description = {
         "task": checkpoint.task,
         "model": dataclasses.asdict(model.config),
         "head": _describe_head(model.head),
         "settings": checkpoint.settings,
-        "progress": progress,
+        "step": progress.step,
+        "validation": progress.validation,
     }
-    (temporary / "config.json").write_text(
-        json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    for file in temporary.iterdir():
-        with open(file, "rb") as written:
-            os.fsync(written.fileno())
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing_folder(folder) as new:
+        save_file(_on_cpu(_tensors(model)), new / "model.safetensors")
+        save_encoding(checkpoint.encoding, new)
+        _write_json(new / "config.json", description)
+        if optimizer:
+            save_file(_on_cpu(_optimizer_tensors(model, optimizer)), new / "optimizer.safetensors")
+            training = {"progress": dataclasses.asdict(progress), "random": random_state,
+                        "data": data}  # fmt: skip
+            _write_json(new / "training.json", training)
+
+
+def load_training(
+    folder: Path, model: GPT2, optimizer: torch.optim.Optimizer, data: str
+) -> Progress:
+    """Make `model`, `optimizer` and all random generators what they were when `folder` was saved;
+    returns where the loop stood.
+
+    Raises UserError if the checkpoint is damaged, is another model's, or if the training rows are
+    not those it was saved with.
+    """
+    folder = whole_folder(folder)
+    check_folder(folder)
+    try:
+        training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        progress = Progress(**training["progress"])
+        random_state, data_then = training["random"], training["data"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / 'training.json'}: cannot be resumed from ({error!r})") from None
+    if data_then != data:
+        raise UserError(
+            f"{folder}: the training rows are not those that this run began with; give it the same "
+            "files again, or start a new run"
+        )
+    _copy_weights(folder / "model.safetensors", model)
+    moments = _read_tensors(folder / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            prefix = name + "/"
+            optimizer.state[parameter] = {
+                key.removeprefix(prefix): tensor.to(parameter.device)
+                for key, tensor in moments.items()
+                if key.startswith(prefix)
+            }
+    set_random_state(random_state)
+    return progress
+
+
+def capture_random_state() -> dict[str, Any]:
+    """The states of the random generators of Python, NumPy, torch and CUDA, as JSON takes them."""
+    numpy_name, numpy_keys, *numpy_rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [numpy_name, numpy_keys.tolist(), *numpy_rest],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "cuda": [state.numpy().tobytes().hex() for state in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_available()
+        else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Undo what has been drawn since `capture_random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(_bytes_as_tensor(state["torch"]))
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([_bytes_as_tensor(each) for each in state["cuda"]])
+
+
+def _bytes_as_tensor(digits: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(digits), dtype=torch.uint8)
 
 
 def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
@@ -72,11 +171,13 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
 
     Raises UserError if there is no whole checkpoint for `task` in `path`.
     """
-    folder = path / "best" if (path / "best").is_dir() else path
+    best = whole_folder(path / "best")
+    folder = best if best.is_dir() else path
     if (folder / "metrics.jsonl").is_file():
         raise UserError(f"{path}: this run has not saved a model")
     if not (folder / "config.json").is_file():
         raise UserError(f"{path}: not a run folder or checkpoint (no best/config.json in it)")
+    check_folder(folder)
     try:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found_task = description["task"]
@@ -88,18 +189,27 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
     if found_task != task:
         raise UserError(f"{path}: a model for {found_task}, not for {task}")
     model = GPT2(config, head)
-    load_weights(folder, model)
+    _copy_weights(folder / "model.safetensors", model)
     return model.eval(), Checkpoint(found_task, load_encoding(folder), settings)
 
 
 def load_weights(folder: Path, model: GPT2) -> None:
     """Copy the weights of the checkpoint `folder` into `model`. Raises UserError if they are
     damaged or are those of another model; `model` is then unchanged."""
-    file = folder / "model.safetensors"
+    folder = whole_folder(folder)
+    check_folder(folder)
+    _copy_weights(folder / "model.safetensors", model)
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     try:
-        weights = load_file(file)
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
+
+
+def _copy_weights(file: Path, model: torch.nn.Module) -> None:
+    weights = _read_tensors(file)
     tensors = _tensors(model)
     wrong = sorted(weights.keys() ^ tensors.keys()) or [
         name for name, tensor in tensors.items() if weights[name].shape != tensor.shape
@@ -117,6 +227,24 @@ def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     kept = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
     return dict(model.named_parameters()) | buffers
+
+
+def _optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}/{key}": tensor
+        for name, parameter in model.named_parameters()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _describe_head(head: torch.nn.Module) -> dict[str, Any]:

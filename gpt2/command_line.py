@@ -13,12 +13,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
+
+from gpt2.stopping import Stopped, release_signals
 
 
 class UserError(Exception):
@@ -33,12 +37,15 @@ def flag(
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
+    may_change: bool = False,
 ) -> Any:
     """A dataclass field that is a flag as well. `help` gives the unit and why one would change it;
-    the bounds (inclusive, but for `above`) are checked when flags are read."""
+    the bounds (inclusive, but for `above`) are checked when flags are read. A flag that
+    `may_change` may have another value in a resumed run."""
     bounds = {"at_least": at_least, "above": above, "at_most": at_most}
     return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "bounds": bounds}
+        default=default,
+        metadata={"help": help, "choices": choices, "bounds": bounds, "may_change": may_change},
     )
 
 
@@ -59,7 +66,10 @@ def parse_flags(
     With `add_arguments`, which may add positional arguments to the parser, the argparse namespace
     that holds them is appended to the result.
 
-    Raises UserError for an unknown flag, a value of the wrong type or out of its bounds.
+    If one of the flags is `--resume`, what is not given comes from that run's config.json.
+
+    Raises UserError for an unknown flag, a value of the wrong type or out of its bounds, or one
+    that contradicts the run to resume.
     """
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     if add_arguments:
@@ -78,12 +88,16 @@ def parse_flags(
         hint = f"; did you mean {close[0]}?" if close else " (see --help)"
         raise UserError(f"unknown argument '{unknown[0]}'{hint}")
 
+    fields = {field.name: field for cls in settings_classes for field in dataclasses.fields(cls)}
+    values = {name: value for name, value in vars(namespace).items() if name in fields}
+    for name, value in values.items():
+        _check_bounds(fields[name], value)
+    if values.get("resume"):
+        values = _settings_to_resume(values, fields)
     instances = []
     for cls in settings_classes:
-        values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(cls)}
-        for field in dataclasses.fields(cls):
-            _check_bounds(field, values[field.name])
-        instances.append(cls(**values))
+        names = [field.name for field in dataclasses.fields(cls)]
+        instances.append(cls(**{name: values[name] for name in names if name in values}))
     return [*instances, namespace] if add_arguments else instances
 
 
@@ -92,11 +106,56 @@ def flag_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
+def _settings_to_resume(
+    given: dict[str, Any], fields: dict[str, dataclasses.Field]
+) -> dict[str, Any]:
+    """The settings of the run that `--resume` names, changed where a given flag may change them."""
+    if given.get("overwrite"):
+        raise UserError("--overwrite would remove the run that --resume goes on with; give one")
+    if given["resume"] == "auto" and not given.get("out"):
+        raise UserError("--resume auto needs --out RUN, the folder where it looks for the run")
+    folder = Path(given["out"] if given["resume"] == "auto" else given["resume"])
+    file = folder / "config.json"
+    if not file.is_file():
+        if given["resume"] == "auto":
+            return given | {"resume": ""}
+        raise UserError(f"--resume {folder}: is not a run folder (no config.json in it)")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        saved = {name: value for group in config["settings"].values() for name, value in
+                 group.items()}  # fmt: skip
+        script = os.path.basename(config["command"][0])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"--resume {folder}: {file} is not a run's ({error!r})") from None
+    if script != os.path.basename(sys.argv[0]):
+        raise UserError(f"--resume {folder}: is a run of {script}; resume it with that script")
+
+    place = {"resume": str(folder), "out": str(folder), "overwrite": False}
+    if Path(given.get("out", folder)) != folder:
+        raise UserError(f"--out {given['out']}: a resumed run stays in its folder, {folder}")
+    changed = {
+        name: value
+        for name, value in given.items()
+        if name not in place and name in saved and value != saved[name]
+    }
+    for name, value in changed.items():
+        if not fields[name].metadata["may_change"]:
+            raise UserError(
+                f"{flag_name(name)} {value} contradicts the run in {folder}, which has "
+                f"{saved[name]}; leave it out to go on with that run, or start a new one"
+            )
+    if (folder / "results.json").is_file() and not changed.keys() & {"epochs", "max_steps"}:
+        print(f"{folder}: this run is complete; with more --epochs it goes on")
+        raise SystemExit(0)
+    known = {name: value for name, value in saved.items() if name in fields}
+    return known | given | place
+
+
 def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:
-    shown = "" if field.default in (None, "") else f" [{_plain(field.default)}]"
+    shown = "" if field.default in (None, "", ()) else f" [{_plain(field.default)}]"
     options: dict[str, Any] = {
         "dest": field.name,
-        "default": field.default,
+        "default": argparse.SUPPRESS,  # so that what is given can be told from defaults
         "help": (field.metadata["help"] + shown).replace("%", "%%"),
     }
     if annotation is bool:
@@ -106,12 +165,16 @@ def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotati
         optional = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
         options["type"] = optional[0] if optional else annotation
         options["choices"] = field.metadata["choices"]
+        if typing.get_origin(annotation) is tuple:  # tuple[str, ...]: one or several values
+            options |= {"type": typing.get_args(annotation)[0], "nargs": "+"}
         if options["choices"] is None:
             options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
     group.add_argument(flag_name(field.name), **options)
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_plain, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -139,6 +202,15 @@ def _check_bounds(field: dataclasses.Field, value: Any) -> None:
         raise UserError(f"{flag_name(field.name)} is {_plain(value)}, but must be {wanted}")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on whatever device. torch raises a plain RuntimeError on a CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Call `main`; a UserError, or a file that cannot be read or written, becomes one line on
     standard error and exit status 2."""
@@ -148,6 +220,9 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(f"{os.path.basename(sys.argv[0])}: {stop}", file=sys.stderr)
+        sys.exit(stop.exit_status)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
@@ -155,7 +230,18 @@ def run_script(main: Callable[[], None]) -> None:
         # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(
+            f"{os.path.basename(sys.argv[0])}: out of memory; a smaller --batch-size, "
+            "--micro-batch-size or --max-length, or a smaller --model, needs less",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{os.path.basename(sys.argv[0])}: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        release_signals()

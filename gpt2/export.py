@@ -92,6 +92,8 @@ def export(run: Path, folder: Path, dtype: str = "float32") -> None:
             _write_json(temporary / "generation_config.json", _generation_config(checkpoint))
         card = model_card(folder.resolve().name, model, checkpoint, results)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        for file in temporary.iterdir():  # safetensors makes files only their owner reads
+            shutil.copymode(temporary / "config.json", file)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)

@@ -18,7 +18,13 @@ from transformers import pipeline
 classify = pipeline("text-classification", model="{name}")
 print(classify(["A dull start, but what an ending!"], truncation=True))"""
 
-_GENERATE = """\
+_CONTINUE = """\
+from transformers import pipeline
+
+go_on = pipeline("text-generation", model="{name}")
+print(go_on("This film")[0]["generated_text"])"""
+
+_ANSWER = """\
 from transformers import pipeline
 
 answer = pipeline("text-generation", model="{name}")
@@ -32,13 +38,12 @@ print(answer(about, return_full_text=False)[0]["generated_text"])"""
 def model_card(name: str, model: GPT2, checkpoint: Checkpoint, results: dict[str, Any]) -> str:
     """Markdown with the YAML head that the hub reads. `results` may be empty: a checkpoint without
     its run has no figures to tell."""
-    classifier = "labels" in checkpoint.settings
+    use = {"classification": _CLASSIFY, "instruction": _ANSWER}.get(checkpoint.task, _CONTINUE)
     parts = [
-        _head(classifier, results),
+        _head(checkpoint.task, results),
         f"# {name}",
         _what(model, checkpoint, results),
-        "## Use\n\n```python\n" + (_CLASSIFY if classifier else _GENERATE).format(name=name)
-        + "\n```",
+        f"## Use\n\n```python\n{use.format(name=name)}\n```",
         _data(checkpoint, results),
         _training(results),
         _evaluation(results),
@@ -47,9 +52,9 @@ def model_card(name: str, model: GPT2, checkpoint: Checkpoint, results: dict[str
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(classifier: bool, results: dict[str, Any]) -> str:
+def _head(task: str, results: dict[str, Any]) -> str:
     lines = ["---", "library_name: transformers",
-             f"pipeline_tag: text-{'classification' if classifier else 'generation'}",
+             f"pipeline_tag: text-{'classification' if task == 'classification' else 'generation'}",
              f"tags:\n- gpt2\n- {_PROJECT}"]  # fmt: skip
     model = results.get("model", {})
     if model.get("init") == "pretrained" and model.get("name") in RELEASED:
@@ -59,17 +64,20 @@ def _head(classifier: bool, results: dict[str, Any]) -> str:
 
 def _what(model: GPT2, checkpoint: Checkpoint, results: dict[str, Any]) -> str:
     config = model.config
-    started = results.get("model", {}).get("origin", "")
-    if "labels" in checkpoint.settings:
+    started = results.get("model", {})
+    start = f", from {started['init']} weights ({started['name']})" if started else ""
+    if checkpoint.task == "classification":
         labels = ", ".join(f"`{label}`" for label in checkpoint.settings["labels"])
         does = f"It classifies texts as one of: {labels}. It looks at the last token of a text."
-    else:
+    elif checkpoint.task == "instruction":
         does = "It answers instructions."
+    else:
+        does = "It continues texts."
     return (
         f"A GPT-2 with {sum(p.numel() for p in model.parameters()):,} parameters "
         f"({config.n_layer} blocks, {config.n_head} heads, width {config.n_embd}, context "
-        f"{config.n_positions}, {config.vocab_size:,} tokens), fine-tuned with {_PROJECT}"
-        f"{f' from: {started}' if started else ''}. {does}"
+        f"{config.n_positions}, {config.vocab_size:,} tokens), trained with {_PROJECT}{start}. "
+        f"{does}"
     )
 
 
@@ -78,10 +86,9 @@ def _data(checkpoint: Checkpoint, results: dict[str, Any]) -> str:
     if not data:
         return f"## Data\n\n{checkpoint.settings.get('data', 'Not known.')}"
     removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
-    return (
-        f"## Data\n\n`{data['name']}`: {data['train']:,} training, {data['validation']:,} "
-        f"validation and {data['test']:,} test rows; removed: {removed or 'none'}."
-    )
+    splits = [f"{data[split]:,} {split}" for split in ("train", "validation", "test")
+              if split in data]  # fmt: skip
+    return f"## Data\n\n`{data['name']}`: {', '.join(splits)} rows; removed: {removed or 'none'}."
 
 
 def _training(results: dict[str, Any]) -> str:
@@ -100,8 +107,8 @@ def _training(results: dict[str, Any]) -> str:
 def _evaluation(results: dict[str, Any]) -> str:
     if "after" not in results:
         return ""
-    columns = {"before fine-tuning": results["before"]["test"],
-               "after": results["after"]["test"]}  # fmt: skip
+    split = "test" if "test" in results["after"] else "validation"
+    columns = {"before training": results["before"][split], "after": results["after"][split]}
     if "baseline" in results:
         baseline = results["baseline"]
         columns[f"{baseline['name']} ({baseline['features']})"] = baseline["test"]
@@ -110,7 +117,7 @@ def _evaluation(results: dict[str, Any]) -> str:
         [name.replace("_", " "), *(_figure(name, column.get(name)) for column in columns.values())]
         for name in names
     ]
-    header = [f"{results['data']['test']:,} test rows", *columns]
+    header = [f"{results['data'][split]:,} {split} rows", *columns]
     return f"## Evaluation\n\n{format_table(header, rows)}"
 
 
@@ -123,16 +130,19 @@ def _figure(name: str, value: float | None) -> str | None:
 def _limits(model: GPT2, checkpoint: Checkpoint) -> list[str]:
     context, longest = model.config.n_positions, checkpoint.settings["max_length"]
     always = "It says what its data make likely, with the errors and prejudices of these data."
-    if "labels" in checkpoint.settings:
+    if checkpoint.task == "classification":
         return [
             f"It was trained on the first {longest:,} tokens of each text. With `truncation=True` "
             f"the pipeline cuts there too; without, texts of more than {context:,} tokens fail.",
             "The tokenizer turns `<br>` and runs of white space into one space, as in training; "
             "HTML entities (`&amp;`) were replaced as well, which is left to the caller here.",
             "Every text gets one of the labels, one that has nothing to do with them too. A text "
-            "without content has no token, and the pipeline fails on it: leave it out.",
+            "without content has no token: alone the pipeline fails on it, and beside others it "
+            "gets any label. Leave it out.",
             always,
         ]
+    if checkpoint.task != "instruction":
+        return [f"Prompt and text together have at most {context:,} tokens.", always]
     example = json.dumps({"role": "user", "content": "...", "input": "..."})
     return [
         f"Prompt and answer together have at most {context:,} tokens; it was trained on rows of "

@@ -5,21 +5,29 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 from gpt2.command_line import UserError, flag
+from gpt2.durable import write_file
+from gpt2.stopping import catch_signals
+
+_LOCK = ".lock"
 
 # All that a run writes. --overwrite removes these and nothing else.
 _CONTENTS = (
-    "config.json", "metrics.jsonl", "results.json", "report.md", "curves.png",
+    "config.json", "metrics.jsonl", "before.json", "results.json", "report.md", "curves.png",
     "best", "best.new", "best.old", "last", "last.new", "last.old",
 )  # fmt: skip
 
@@ -30,24 +38,32 @@ class RunSettings:
 
     out: str = flag("", "run folder; left out, a new one under runs/ is chosen")
     overwrite: bool = flag(False, "replace the run that lies in --out")
+    resume: str = flag(
+        "", "go on with the run in this folder, with its settings, as if it had never stopped; "
+        "`auto` goes on with the run in --out if there is one, and starts it if not"
+    )  # fmt: skip
     export: str = flag(
-        "", "folder that gets the trained model in the Hugging Face layout, for transformers"
-    )
+        "", "folder that gets the trained model in the Hugging Face layout, for transformers",
+        may_change=True,
+    )  # fmt: skip
     seed: int = flag(
         1, "the same seed on the same machine gives the same numbers", at_least=0, at_most=2**32 - 1
     )
     device: str = flag(
-        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps")
-    )
+        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps"),
+        may_change=True,
+    )  # fmt: skip
 
 
 class RunFolder:
     """A run's folder and its log, metrics.jsonl: one JSON object for each logged step and each
-    evaluation. Nothing is written before `start`."""
+    evaluation. Nothing is written before `start`, and one process at a time may write."""
 
-    def __init__(self, folder: Path, overwrite: bool = False) -> None:
+    def __init__(self, folder: Path, overwrite: bool = False, resume: bool = False) -> None:
         self.folder = folder
         self.overwrite = overwrite
+        self.resume = resume
+        self.log_records = 0  # lines of metrics.jsonl
 
     @staticmethod
     def choose(settings: RunSettings, default_name: str) -> RunFolder:
@@ -56,6 +72,8 @@ class RunFolder:
         Raises UserError if the folder holds anything and `settings.overwrite` is off, or if it
         holds anything but a run.
         """
+        if settings.resume:
+            return RunFolder(Path(settings.resume), resume=True)
         if not settings.out:
             folder, number = Path("runs") / default_name, 1
             while folder.exists():
@@ -70,7 +88,7 @@ class RunFolder:
         folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out {folder}: is a file, not a folder")
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(file.name != _LOCK for file in folder.iterdir()):
             if not (folder / "config.json").is_file() or not (folder / "metrics.jsonl").is_file():
                 raise UserError(f"--out {folder}: holds something that is not a run; name another")
             if not self.overwrite:
@@ -80,34 +98,75 @@ class RunFolder:
                 )
 
     def start(self, settings: dict[str, Any], device: str) -> None:
-        """Make the folder, empty it of an overwritten run, and write config.json: every setting,
-        the command line, versions, device, git commit. Raises UserError if it cannot be written."""
+        """Take hold of the folder and write config.json: every setting, the command line, versions,
+        device, git commit. A new run empties it of an overwritten one. From here on Ctrl-C and
+        SIGTERM end the run where it can go on.
+
+        Raises UserError if it cannot be written or if another process holds it.
+        """
         try:
-            self._check_free()  # once more: another run may have taken it since
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(self.folder / _LOCK)
+            self._lock.acquire(timeout=0)  # until this process ends, however it ends
+        except filelock.Timeout:
+            raise UserError(f"{self.folder}: another process is writing this run") from None
+        except OSError as error:
+            raise UserError(f"--out {self.folder}: cannot be written ({error.strerror})") from None
+        this_start = {
+            "command": sys.argv,
+            "versions": _versions(),
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "git_commit": _git_commit(),
+        }
+        if self.resume:
+            config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            config["resumed"] = [*config.get("resumed", []), this_start]
+            # Before training is done, the run is not.
+            (self.folder / "results.json").unlink(missing_ok=True)
+        else:
+            self._check_free()  # once more: another run may have taken it since
             for name in _CONTENTS:
                 old = self.folder / name
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-            config = {
-                "settings": {
-                    name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-                    for name, value in settings.items()
-                },
-                "command": sys.argv,
-                "versions": _versions(),
-                "device": device,
-                "threads": torch.get_num_threads(),
-                "git_commit": _git_commit(),
-            }
-            self.write_json("config.json", config)
-            (self.folder / "metrics.jsonl").touch()
-        except OSError as error:
-            raise UserError(f"--out {self.folder}: cannot be written ({error.strerror})") from None
+            config = this_start
+        config["settings"] = {
+            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            for name, value in settings.items()
+        }
+        (self.folder / "metrics.jsonl").touch()
+        self.write_json("config.json", config)
+        script = shlex.quote(os.path.relpath(sys.argv[0]))
+        catch_signals(f"python {script} --resume {shlex.quote(str(self.folder))}")
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, kept in the file `name`: a resumed run reads it there."""
+        file = self.folder / name
+        if not (self.resume and file.exists()):
+            self.write_json(name, compute())
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def keep_log(self, records: int) -> None:
+        """Cut metrics.jsonl after its first `records` lines: a resumed run writes the others anew,
+        and a kill may have left half a line."""
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_bytes().splitlines(keepends=True)[:records] if file.exists() else []
+        write_file(file, b"".join(lines))
+        self.log_records = len(lines)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one record to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append one record to metrics.jsonl. Raises UserError if it cannot be written."""
+        file = self.folder / "metrics.jsonl"
+        try:
+            with open(file, "a") as opened:
+                opened.write(json.dumps(record) + "\n")
+                opened.flush()
+                os.fsync(opened.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{file}: cannot be written ({error.strerror}); what was saved before is intact"
+            ) from None
+        self.log_records += 1
 
     def read_log(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl, in their order."""
@@ -115,10 +174,15 @@ class RunFolder:
             json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()
         ]
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write `content` as the file `name` of the run folder."""
+    def write_json(self, name: str, content: Any) -> None:
+        """Write `content` as the file `name` of the run folder. Raises UserError if that fails; a
+        file that was there is then as it was."""
+        file = self.folder / name
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (self.folder / name).write_text(text, encoding="utf-8")
+        try:
+            write_file(file, text.encode("utf-8"))
+        except OSError as error:
+            raise UserError(f"{file}: cannot be written ({error.strerror})") from None
 
 
 def _versions() -> dict[str, str]:

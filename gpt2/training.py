@@ -6,20 +6,30 @@ evaluate; the loop gives back a trained model, a log and two checkpoints.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from gpt2.batching import Batch, collate, shuffled_batches
-from gpt2.checkpoint import Checkpoint, save_checkpoint
-from gpt2.command_line import UserError, flag
+from gpt2.checkpoint import (
+    Checkpoint,
+    Progress,
+    capture_random_state,
+    load_training,
+    save_checkpoint,
+)
+from gpt2.command_line import UserError, flag, out_of_memory
+from gpt2.durable import whole_folder
 from gpt2.run_folder import RunFolder
+from gpt2.stopping import Stopped, stop_if_asked
 
 
 @dataclass
@@ -28,15 +38,15 @@ class TrainingConfig:
 
     epochs: int | None = flag(
         None, "passes over the training rows; left out, 3, or on little data what makes 300 steps",
-        at_least=1,
+        at_least=1, may_change=True,
     )  # fmt: skip
     max_steps: int = flag(
-        0, "optimizer steps at which to stop early; 0 runs all epochs", at_least=0
+        0, "optimizer steps at which to stop early; 0 runs all epochs", at_least=0, may_change=True
     )
     batch_size: int = flag(16, "rows in each optimizer step", at_least=1)
     micro_batch_size: int = flag(
         0, "rows in memory at once; lower it when memory runs out, the gradient stays the same; 0 "
-        "takes the whole batch", at_least=0
+        "takes the whole batch", at_least=0, may_change=True
     )  # fmt: skip
     learning_rate: float = flag(
         6e-4, "peak rate of AdamW; the larger the model, the lower", above=0
@@ -48,8 +58,10 @@ class TrainingConfig:
         at_most=1,
     )
     schedule: str = flag(
-        "cosine", "how the rate falls from its peak to 0", choices=("cosine", "linear", "constant")
-    )
+        "cosine", "how the rate falls from its peak to 0; trapezoid stays at the peak until the "
+        "last fifth of the steps, so that a run may be prolonged until then",
+        choices=("cosine", "linear", "trapezoid", "constant"),
+    )  # fmt: skip
     weight_decay: float = flag(
         0.1, "AdamW's decay of matrices; biases and norms never decay", at_least=0
     )
@@ -63,17 +75,31 @@ class TrainingConfig:
     train: str = flag("all", "what to train: all, head, or last:N (the last N blocks and the head)")
     evaluate_every: int = flag(
         0, "steps between evaluations on the validation split; 0 evaluates after each epoch",
-        at_least=0,
+        at_least=0, may_change=True,
     )  # fmt: skip
     patience: int = flag(
         0, "stop after so many evaluations without a lower validation loss; 0 never stops",
-        at_least=0,
+        at_least=0, may_change=True,
     )  # fmt: skip
-    log_every: int = flag(10, "steps between two lines of metrics.jsonl", at_least=1)
+    log_every: int = flag(
+        10, "steps between two lines of metrics.jsonl", at_least=1, may_change=True
+    )
+    save_every: str = flag(
+        "10m", "steps (200) or minutes (10m) between two saves of last/, to resume from; 0 saves "
+        "at evaluations only", may_change=True,
+    )  # fmt: skip
     precision: str = flag(
         "auto", "arithmetic of matrix products; auto takes bfloat16 where the device is fast at it",
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        _parse_save_every(self.save_every)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows in memory at once, in training and in evaluation."""
+        return self.micro_batch_size or self.batch_size
 
 
 @dataclass
@@ -117,6 +143,10 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
     if config.schedule == "linear":
         return config.learning_rate * (1 - progress)
+    if config.schedule == "trapezoid":
+        # Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+        # Durations": as good as cosine, and the length need not be known at the start
+        return config.learning_rate * min(1.0, 5 * (1 - progress))
     return config.learning_rate
 
 
@@ -169,14 +199,16 @@ def train(
     checkpoint: Checkpoint,
 ) -> TrainingResult:
     """Train `model` in place; leave the weights with the lowest validation loss in `best/` of the
-    run folder and the last ones in `last/`.
+    run folder and the last ones in `last/`. A run to resume goes on from its `last/`, and ends
+    with the same bytes as one that was never stopped.
 
     dataset     rows of (tokens, target) with an array `lengths`
     loss        (model, batch) -> (sum over the batch's targets, how many there are)
     evaluate    () -> metrics over the whole validation split, "loss" among them
     checkpoint  what is saved beside the weights: tokenizer, label names and so on
 
-    Raises NotFinite, naming step and rows, if a loss or the gradient is not finite.
+    Raises NotFinite, naming step and rows, if a loss or the gradient is not finite; Stopped, after
+    saving, if Ctrl-C or SIGTERM came; UserError if memory or the disk does not suffice.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
@@ -189,118 +221,189 @@ def train(
     if config.max_steps:
         steps = min(steps, config.max_steps)
     evaluate_every = config.evaluate_every or steps_per_epoch
-    micro_batch_size = config.micro_batch_size or config.batch_size
+    save_steps, save_seconds = _parse_save_every(config.save_every)
 
-    step = 0  # optimizer steps taken
-    seconds = 0.0
-    real_tokens = all_tokens = 0
-    best_loss, best_step, evaluations_since_best = math.inf, 0, 0
-    logged_loss, logged_targets, logged_tokens, logged_seconds = 0.0, 0, 0, 0.0
-    model.eval()
-    metrics = evaluate()
-    run.log({"step": 0, "epoch": 0.0, "validation": metrics})
-    tqdm.write(f"before training, validation: {_show(metrics)}")
-    seen_loss, seen_targets = 0.0, 0  # since the last evaluation
-    bar = tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True)  # None: quiet in a pipe
+    # --- from the start, or from where the run stopped
+    data = hashlib.sha256(np.ascontiguousarray(dataset.lengths)).hexdigest()
+    progress = Progress()  # what it counts is read and written here, and saved with the weights
+    if run.resume and whole_folder(run.folder / "last").exists():
+        progress = load_training(run.folder / "last", model, optimizer, data)
+        tqdm.write(f"going on after step {progress.step} of {steps}")
+        if progress.step > steps:
+            raise UserError(f"the run has {progress.step} steps already; --epochs must be more")
+    run.keep_log(progress.log_records)
+    random_state = capture_random_state()
+    saved_at = time.monotonic()
+    bar = tqdm(total=steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True)
+
+    def save_last() -> None:
+        nonlocal saved_at
+        progress.log_records = run.log_records
+        save_checkpoint(
+            run.folder / "last", model, checkpoint, progress, optimizer, random_state, data
+        )
+        saved_at = time.monotonic()
+
+    def evaluate_and_save() -> None:
+        nonlocal random_state
+        random_state = capture_random_state()
+        model.eval()
+        metrics = evaluate()
+        model.train()
+        if not math.isfinite(metrics["loss"]):
+            raise NotFinite(f"step {progress.step}: the validation loss is {metrics['loss']}", [])
+        epoch = round(progress.step / steps_per_epoch, 4)
+        run.log({"step": progress.step, "epoch": epoch, "validation": metrics})
+        if progress.step == 0:
+            tqdm.write(f"before training, validation: {_show(metrics)}")
+        else:
+            bar.write(
+                f"step {progress.step} of {steps}, epoch {epoch:.2f}, training: loss "
+                f"{progress.seen_loss / progress.seen_targets:.4f}; validation: {_show(metrics)}"
+            )
+        progress.seen_loss, progress.seen_targets = 0.0, 0
+        progress.evaluated_at, progress.validation = progress.step, metrics
+        if progress.step > 0:
+            progress.evaluations_since_best += 1
+            if progress.best_loss is None or metrics["loss"] < progress.best_loss:
+                progress.best_loss, progress.best_step = metrics["loss"], progress.step
+                progress.evaluations_since_best = 0
+                save_checkpoint(run.folder / "best", model, checkpoint, progress)
+            random_state = capture_random_state()
+            save_last()
+
+    def evaluation_is_due() -> bool:
+        at = progress.step
+        return (at % evaluate_every == 0 or at == steps) and progress.evaluated_at != at
+
     model.train()
+    try:
+        if evaluation_is_due():
+            evaluate_and_save()
 
-    for epoch in range(epochs):
-        for rows in shuffled_batches(dataset.lengths, config.batch_size, seed, epoch):
-            if step == steps or (config.patience and evaluations_since_best >= config.patience):
-                break
-            started = time.perf_counter()
+        for epoch in range(progress.step // steps_per_epoch, epochs):
+            batches = shuffled_batches(dataset.lengths, config.batch_size, seed, epoch)
+            for rows in batches[progress.step % steps_per_epoch :]:
+                if progress.step >= steps or (
+                    config.patience and progress.evaluations_since_best >= config.patience
+                ):
+                    break
+                started = time.perf_counter()
+                random_state = capture_random_state()
 
-            # --- forward and backward, one micro-batch after the other
-            loss_sum = torch.zeros((), device=device)
-            targets = 0
-            for first in range(0, len(rows), micro_batch_size):
-                batch = collate([dataset[row] for row in rows[first : first + micro_batch_size]])
-                real_tokens += int(batch.lengths.sum())
-                all_tokens += batch.tokens.numel()
-                logged_tokens += int(batch.lengths.sum())
-                with autocast(device, config.precision):
-                    micro_loss, micro_targets = loss(model, batch.to(device))
-                micro_loss.backward()  # of the sum: gradients of all micro-batches add up
-                loss_sum += micro_loss.detach()
-                targets += micro_targets
+                # --- forward and backward, one micro-batch after the other
+                loss_sum = torch.zeros((), device=device)
+                targets = real_tokens = all_tokens = 0
+                for first in range(0, len(rows), config.rows_at_once):
+                    micro_batch = rows[first : first + config.rows_at_once]
+                    batch = collate([dataset[row] for row in micro_batch])
+                    real_tokens += int(batch.lengths.sum())
+                    all_tokens += batch.tokens.numel()
+                    with autocast(device, config.precision):
+                        micro_loss, micro_targets = loss(model, batch.to(device))
+                    micro_loss.backward()  # of the sum: gradients of all micro-batches add up
+                    loss_sum += micro_loss.detach()
+                    targets += micro_targets
+                    # A step that is not finished counts for nothing: the resumed run repeats it
+                    # with the random numbers that it began with.
+                    stop_if_asked()
 
-            # --- the mean over all targets of the step. A mean of the micro-batches' means would
-            # give short micro-batches more weight, and the gradient would depend on the cut.
-            for parameter in trained:
-                if parameter.grad is not None:
-                    parameter.grad /= targets
-            norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
-            if not (torch.isfinite(loss_sum) and torch.isfinite(norm)):
-                bar.close()
-                raise NotFinite(
-                    f"step {step + 1}: loss {loss_sum.item() / targets:g}, gradient norm "
-                    f"{norm.item():g} on training rows {', '.join(map(str, rows))}",
-                    rows,
-                )
+                # --- the mean over all targets of the step. A mean of the micro-batches' means
+                # would give short micro-batches more weight, and the gradient would depend on the
+                # cut.
+                for parameter in trained:
+                    if parameter.grad is not None:
+                        parameter.grad /= targets
+                norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
+                if not (torch.isfinite(loss_sum) and torch.isfinite(norm)):
+                    raise NotFinite(
+                        f"step {progress.step + 1}: loss {loss_sum.item() / targets:g}, gradient "
+                        f"norm {norm.item():g} on training rows {', '.join(map(str, rows))}",
+                        rows,
+                    )
 
-            # --- update
-            rate = learning_rate(step, steps, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
+                # --- update
+                rate = learning_rate(progress.step, steps, config)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
-            # --- log
-            step_seconds = time.perf_counter() - started
-            seconds += step_seconds
-            logged_seconds += step_seconds
-            logged_loss += loss_sum.item()
-            logged_targets += targets
-            seen_loss += loss_sum.item()
-            seen_targets += targets
-            bar.update()
-            if step % config.log_every == 0 or step == steps:
-                record = {
-                    "step": step,
-                    "epoch": round(step / steps_per_epoch, 4),
-                    "loss": logged_loss / logged_targets,
-                    "learning_rate": rate,
-                    "gradient_norm": norm.item(),
-                    "tokens_per_second": round(logged_tokens / logged_seconds, 1),
-                }
-                run.log(record)
-                bar.set_postfix_str(
-                    f"loss {record['loss']:.3f}, rate {rate:.1e}, "
-                    f"{record['tokens_per_second']:,.0f} tokens/s"
-                )
-                logged_loss, logged_targets, logged_tokens, logged_seconds = 0.0, 0, 0, 0.0
+                # --- count and log
+                step_seconds = time.perf_counter() - started
+                progress.step += 1
+                progress.seconds += step_seconds
+                progress.real_tokens += real_tokens
+                progress.all_tokens += all_tokens
+                progress.logged_loss += loss_sum.item()
+                progress.logged_targets += targets
+                progress.seen_loss += loss_sum.item()
+                progress.seen_targets += targets
+                bar.update()
+                if progress.step % config.log_every == 0 or progress.step == steps:
+                    mean_loss = progress.logged_loss / progress.logged_targets
+                    run.log(
+                        {
+                            "step": progress.step,
+                            "epoch": round(progress.step / steps_per_epoch, 4),
+                            "loss": mean_loss,
+                            "learning_rate": rate,
+                            "gradient_norm": norm.item(),
+                        }
+                    )
+                    bar.set_postfix_str(
+                        f"loss {mean_loss:.3f}, rate {rate:.1e}, "
+                        f"{real_tokens / step_seconds:,.0f} tokens/s"
+                    )
+                    progress.logged_loss, progress.logged_targets = 0.0, 0
 
-            # --- evaluate and save
-            if step % evaluate_every == 0 or step == steps:
-                model.eval()
-                metrics = evaluate()
-                model.train()
-                if not math.isfinite(metrics["loss"]):
-                    bar.close()
-                    raise NotFinite(f"step {step}: the validation loss is {metrics['loss']}", [])
-                run.log({"step": step, "epoch": round(step / steps_per_epoch, 4),
-                         "validation": metrics})  # fmt: skip
-                bar.write(
-                    f"step {step} of {steps}, epoch {step / steps_per_epoch:.2f}, training: loss "
-                    f"{seen_loss / seen_targets:.4f}; validation: {_show(metrics)}"
-                )
-                seen_loss, seen_targets = 0.0, 0
-                progress = {"step": step, "epoch": step / steps_per_epoch, "validation": metrics}
-                evaluations_since_best += 1
-                if metrics["loss"] < best_loss:
-                    best_loss, best_step, evaluations_since_best = metrics["loss"], step, 0
-                    save_checkpoint(run.folder / "best", model, checkpoint, progress)
-                save_checkpoint(run.folder / "last", model, checkpoint, progress)
-    bar.close()
+                # --- evaluate and save
+                if evaluation_is_due():
+                    evaluate_and_save()
+                elif (save_steps and progress.step % save_steps == 0) or (
+                    save_seconds and time.monotonic() - saved_at >= save_seconds
+                ):
+                    random_state = capture_random_state()
+                    save_last()
+    except Stopped:
+        save_last()
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(_how_to_save_memory(progress.step + 1, config.rows_at_once)) from None
+    finally:
+        bar.close()
     return TrainingResult(
-        steps=step,
-        epochs=round(step / steps_per_epoch, 4),
-        seconds=seconds,
-        tokens=real_tokens,
-        useful_token_share=real_tokens / all_tokens,
-        best_step=best_step,
-        stopped_early=step < steps,
+        steps=progress.step,
+        epochs=round(progress.step / steps_per_epoch, 4),
+        seconds=progress.seconds,
+        tokens=progress.real_tokens,
+        useful_token_share=progress.real_tokens / progress.all_tokens,
+        best_step=progress.best_step,
+        stopped_early=progress.step < steps,
+    )
+
+
+def _parse_save_every(text: str) -> tuple[int, float]:
+    """ "200" -> (200, 0.0), steps; "10m" -> (0, 600.0), seconds."""
+    number = text.removesuffix("m")
+    if not number.isdecimal():
+        raise UserError(f"--save-every {text}: must be steps, as 200, or minutes, as 10m")
+    return (0, 60.0 * int(number)) if text.endswith("m") else (int(number), 0.0)
+
+
+def _how_to_save_memory(step: int, micro_batch_size: int) -> str:
+    smaller = (
+        f"--micro-batch-size {micro_batch_size // 2} halves what a step needs and keeps the "
+        "gradient (rows are summed up to --batch-size); "
+        if micro_batch_size > 1
+        else ""
+    )
+    return (
+        f"out of memory in step {step}, with {micro_batch_size} rows at once: {smaller}"
+        "--max-length, where rows are cut, and a smaller --model save more. What was saved is "
+        "intact; --resume RUN with a smaller --micro-batch-size goes on from it"
     )
 
 

@@ -90,12 +90,6 @@ def load_splits(
     keep("empty instruction", pl.col("instruction") != "")
     keep("empty output", pl.col("output") != "")
     keep("duplicate", pl.struct("instruction", "input").is_first_distinct())
-    prompts = [template.prompt(*row) for row in frame.select("instruction", "input").rows()]
-    lengths = [len(tokens) for tokens in encoding.encode_ordinary_batch(prompts)]
-    # At least one token of the response must fit; <|endoftext|> is a target and takes no room.
-    fits = pl.Series([length + 1 <= settings.max_length for length in lengths], dtype=pl.Boolean)
-    keep("no room for a response", pl.lit(fits) if len(frame) else pl.lit(True))
-
     if len(frame) < 10:
         raise UserError(
             f"{settings.data}: {len(frame)} usable rows are left; at least 10 are needed"
@@ -107,6 +101,20 @@ def load_splits(
         "validation": frame[tenth : 2 * tenth],
         "train": frame[2 * tenth :],
     }
+    # After the cut, so that --max-length and the tokenizer do not decide what is held out.
+    removed["no room for a response"] = 0
+    for split, rows in parts.items():
+        prompts = [template.prompt(*row) for row in rows.select("instruction", "input").rows()]
+        lengths = map(len, encoding.encode_ordinary_batch(prompts))
+        # At least one token of the response must fit; <|endoftext|> is a target, takes no room.
+        fits = [length + 1 <= settings.max_length for length in lengths]
+        parts[split] = rows.filter(pl.Series(fits, dtype=pl.Boolean))
+        removed["no room for a response"] += len(rows) - len(parts[split])
+        if parts[split].is_empty():
+            raise UserError(
+                f"{settings.data}: no prompt of the {split} rows leaves room for a response in "
+                f"--max-length {settings.max_length}"
+            )
     for split, rows in (
         ("train", settings.max_train),
         ("validation", settings.max_validation),

@@ -1,61 +1,21 @@
-"""How good are the answers? Losses over a whole split, generated answers over a part of it."""
+"""How good are generated answers? The loss is in gpt2/language_modelling.py."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tiktoken
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from gpt2.batching import IGNORE, Batch, collate, sorted_batches
+from gpt2.batching import sorted_batches
 from gpt2.generation import SamplingSettings, generate
 from gpt2.model import GPT2
+from gpt2.stopping import stop_if_asked
 from gpt2.training import autocast
-from instruction.data import InstructionDataset
 from instruction.tasks import TASKS, words
 from instruction.template import Template
-
-
-def instruction_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    """Cross-entropy in nats, summed over the targets that count, and how many these are.
-
-    Logits are computed where there is a target and nowhere else: with a vocabulary of 50,257 they
-    are by far the largest tensor of a step.
-    """
-    wanted = batch.targets != IGNORE  # (B, T)
-    hidden = model.hidden_states(batch.tokens)[wanted]  # (targets, C)
-    logits = model.head(hidden, batch.lengths)  # (targets, V)
-    return F.cross_entropy(logits.float(), batch.targets[wanted], reduction="sum"), len(hidden)
-
-
-@torch.no_grad()
-def evaluate_loss(
-    model: nn.Module,
-    dataset: InstructionDataset,
-    batch_size: int,
-    precision: str,
-    progress: str = "",
-) -> dict[str, float]:
-    """Mean loss (nats) and perplexity over all targets of `dataset`. The model must be in
-    evaluation mode. The mean is over targets, not over batches: the same at any batch size."""
-    device = next(model.parameters()).device
-    batches = sorted_batches(dataset.lengths, batch_size)
-    if progress:
-        batches = tqdm(batches, desc=progress, unit="batch", disable=None, leave=False)
-    total, targets = 0.0, 0
-    for rows in batches:
-        batch = collate([dataset[row] for row in rows]).to(device)
-        with autocast(device, precision):
-            loss, count = instruction_loss(model, batch)
-        total += loss.item()
-        targets += count
-    return {"loss": total / targets, "perplexity": math.exp(min(total / targets, 700))}
 
 
 @dataclass
@@ -90,6 +50,7 @@ def answer_prompts(
         for row, tokens in zip(rows, generated, strict=True):
             ended = tokens[-1:] == [encoding.eot_token]
             answers[row] = Answer(encoding.decode(tokens[: len(tokens) - ended]).strip(), ended)
+        stop_if_asked()
     return [answers[row] for row in range(len(prompts))]
 
 

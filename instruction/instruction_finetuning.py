@@ -34,6 +34,7 @@ from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
+from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.run_folder import RunFolder, RunSettings
 from gpt2.training import NotFinite, TrainingConfig, autocast, choose_device, train
 from instruction.data import (
@@ -48,8 +49,6 @@ from instruction.evaluation import (
     Answer,
     answer_metrics,
     answer_prompts,
-    evaluate_loss,
-    instruction_loss,
     task_metrics,
     task_prompts,
 )
@@ -121,26 +120,27 @@ def main() -> None:
 
     def answers_to(some_prompts: list[list[int]], progress: str = "") -> list[Answer]:
         return answer_prompts(
-            model, encoding, some_prompts, greedy, config.batch_size, config.precision,
+            model, encoding, some_prompts, greedy, config.rows_at_once, config.precision,
             progress=progress,
         )  # fmt: skip
 
-    def look_at_test(when: str) -> tuple[dict[str, Any], list[Answer]]:
+    def look_at_test(when: str) -> dict[str, Any]:
         answers = answers_to(prompts, f"test answers, {when}")
-        return evaluate_loss(
-            model, datasets["test"], config.batch_size, config.precision, f"test loss, {when}"
+        metrics = evaluate_loss(
+            model, datasets["test"], config.rows_at_once, config.precision, f"test loss, {when}"
         ) | answer_metrics(answers, references, template) | task_metrics(
             answers_to(task_prompts(encoding, template), f"tasks, {when}")
-        ), answers  # fmt: skip
+        )  # fmt: skip
+        return {"test": metrics, "answers": [answer.text for answer in answers]}
 
     def evaluate() -> dict[str, float]:
         fixed = [encoding.encode_ordinary(template.prompt(*prompt)) for prompt in FIXED_PROMPTS]
         for (instruction, text), answer in zip(FIXED_PROMPTS, answers_to(fixed), strict=True):
             tqdm.write(f"  {instruction} {text}".rstrip() + f"\n    -> {_shorten(answer.text)}")
-        return evaluate_loss(model, datasets["validation"], config.batch_size, config.precision)
+        return evaluate_loss(model, datasets["validation"], config.rows_at_once, config.precision)
 
     model.eval()
-    before, answers_before = look_at_test("before")
+    before = run.once("before.json", lambda: look_at_test("before"))
     checkpoint = Checkpoint(
         "instruction",
         encoding,
@@ -149,7 +149,7 @@ def main() -> None:
     )  # fmt: skip
     try:
         result = train(
-            model, datasets["train"], instruction_loss, evaluate, config, seed, run, checkpoint
+            model, datasets["train"], language_model_loss, evaluate, config, seed, run, checkpoint
         )
     except NotFinite as error:
         first = ""
@@ -163,8 +163,8 @@ def main() -> None:
     # ---- evaluation of the weights that did best on validation, and comparison
     load_weights(run.folder / "best", model)
     model.eval()
-    after, answers_after = look_at_test("after")
-    validation = evaluate_loss(model, datasets["validation"], config.batch_size, config.precision)
+    after = look_at_test("after")
+    validation = evaluate_loss(model, datasets["validation"], config.rows_at_once, config.precision)
     results = {
         "task": "instruction",
         "data": describe_splits(splits)
@@ -177,8 +177,8 @@ def main() -> None:
             "parameters": parameters,
             "trainable": trainable,
         },
-        "before": {"test": before},
-        "after": {"validation": validation, "test": after},
+        "before": {"test": before["test"]},
+        "after": {"validation": validation, "test": after["test"]},
         "training": dataclasses.asdict(result)
         | {"tokens_per_second": result.tokens / result.seconds, "seed": seed},
         "answers": [
@@ -186,11 +186,11 @@ def main() -> None:
                 "instruction": splits.test["instruction"][int(row)],
                 "input": splits.test["input"][int(row)],
                 "reference": reference,
-                "before": answer_before.text,
-                "after": answer_after.text,
+                "before": answer_before,
+                "after": answer_after,
             }
             for row, reference, answer_before, answer_after in zip(
-                answered, references, answers_before, answers_after, strict=True
+                answered, references, before["answers"], after["answers"], strict=True
             )
         ],
     }

@@ -13,7 +13,7 @@ from test_pretrained import LABELS, SMALL, TEMPLATE, VOCABULARY, save_ours, smal
 
 from classification.predict import predict
 from gpt2.building import ModelSettings, build_model, choose_config
-from gpt2.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpt2.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from gpt2.command_line import UserError
 from gpt2.export import export
 from gpt2.generation import SamplingSettings, generate
@@ -47,7 +47,7 @@ def classifier(tmp_path_factory):
         model.wte.weight.mul_(50)
     settings = {"labels": LABELS, "max_length": LONGEST}
     checkpoint = Checkpoint("classification", small_encoding(), settings)
-    save_checkpoint(folder / "best", model, checkpoint, {})
+    save_checkpoint(folder / "best", model, checkpoint, Progress())
     export(folder / "best", folder / "out")
     return folder / "best", folder / "out"
 
@@ -169,7 +169,9 @@ def test_generation_there_ends_where_ours_ends(tmp_path, capsys):
         optimizer.step()
         optimizer.zero_grad()
     settings = {"template": TEMPLATE, "max_length": LONGEST}
-    save_checkpoint(tmp_path / "best", model, Checkpoint("instruction", encoding, settings), {})
+    save_checkpoint(
+        tmp_path / "best", model, Checkpoint("instruction", encoding, settings), Progress()
+    )
     export(tmp_path / "best", tmp_path / "out")
     pipe = pipeline("text-generation", model=str(tmp_path / "out"))
     chat = [{"role": "user", "content": "Say hi"}]
@@ -232,7 +234,7 @@ def test_the_card_tells_what_the_run_was(tmp_path, capsys):
     export(tmp_path / "run", tmp_path / "my-model")
     card = (tmp_path / "my-model/README.md").read_text()
     for part in ("pipeline_tag: text-classification", "base_model: openai-community/gpt2",
-                 "# my-model", "`bad`, `fair`, `good`", "`stories`: 1,380 training",
+                 "# my-model", "`bad`, `fair`, `good`", "`stories`: 1,380 train",
                  "duplicate 3", "30 AdamW steps", "seed 5", "step 20", "4 of 9 parameters",
                  "| accuracy", "25.0 %", "75.0 %", "first 48 tokens"):  # fmt: skip
         assert part in card, part

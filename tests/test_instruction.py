@@ -12,6 +12,7 @@ from gpt2.checkpoint import Checkpoint
 from gpt2.command_line import UserError
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
+from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.model import GPT2, GPT2Config
 from gpt2.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
@@ -21,8 +22,6 @@ from instruction.evaluation import (
     Answer,
     answer_metrics,
     answer_prompts,
-    evaluate_loss,
-    instruction_loss,
     loops,
     rouge_l,
     task_metrics,
@@ -108,7 +107,7 @@ def test_the_template_takes_braces_as_they_are():
 def test_the_loss_equals_the_plain_one_over_all_positions():
     model, dataset = tiny_model(), make_dataset()
     batch = collate([dataset[row] for row in range(4)])
-    total, count = instruction_loss(model, batch)
+    total, count = language_model_loss(model, batch)
     logits = model(batch.tokens, batch.lengths)
     plain = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
@@ -143,7 +142,7 @@ def test_gradients_do_not_depend_on_micro_batches(tmp_path, monkeypatch):
             patched.setattr(torch.optim.AdamW, "step", capture)
             config = TrainingConfig(epochs=1, batch_size=8, micro_batch_size=size, clip=0,
                                     precision="float32")  # fmt: skip
-            train(model, make_dataset(ragged_rows()), instruction_loss, lambda: {"loss": 0.0},
+            train(model, make_dataset(ragged_rows()), language_model_loss, lambda: {"loss": 0.0},
                   config, 1, RunFolder(tmp_path / str(size)),
                   Checkpoint("instruction", ENCODING, {}))  # fmt: skip
     for size in (4, 1, 5):
@@ -155,7 +154,7 @@ def test_four_rows_learnt_by_heart_are_answered_word_for_word_and_stop(tmp_path)
     model, dataset = tiny_model(), make_dataset()
     config = TrainingConfig(epochs=150, batch_size=4, learning_rate=1e-2, evaluate_every=150,
                             weight_decay=0.0, precision="float32")  # fmt: skip
-    train(model, dataset, instruction_loss, lambda: {"loss": 0.0}, config, 1,
+    train(model, dataset, language_model_loss, lambda: {"loss": 0.0}, config, 1,
           RunFolder(tmp_path), Checkpoint("instruction", ENCODING, {}))  # fmt: skip
     model.eval()
     answers = answer_prompts(
@@ -200,7 +199,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, suffix):
 
 
 def test_every_removal_is_counted(tmp_path):
-    rows = [{"instruction": f"Say {i}", "input": "", "output": "ok"} for i in range(12)]
+    rows = [{"instruction": f"Say {i}", "input": "", "output": "ok"} for i in range(42)]
     rows += [{"instruction": "Say 3", "input": "", "output": "other"},
              {"instruction": "Say 3", "input": "x", "output": "kept: another input"},
              {"instruction": "empty", "input": None, "output": "  "},
@@ -210,7 +209,7 @@ def test_every_removal_is_counted(tmp_path):
     splits = load(tmp_path / "a.json")
     assert splits.removed == {"empty instruction": 1, "empty output": 1, "duplicate": 1,
                               "no room for a response": 1}  # fmt: skip
-    assert sum(len(frame) for _, frame in splits.items()) == 13
+    assert sum(len(frame) for _, frame in splits.items()) == 43
 
 
 @pytest.mark.parametrize(

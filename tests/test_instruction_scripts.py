@@ -30,8 +30,8 @@ def test_the_run_folder_is_complete(trained):
     run, done = trained
     assert done.stderr == ""
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "results.json", "report.md", "curves.png",
-                     "best", "last"}  # fmt: skip
+    assert names == {"config.json", "metrics.jsonl", "before.json", "results.json", "report.md",
+                     "curves.png", "best", "last", ".lock"}  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["task"] == "instruction"
     assert results["data"] | {"train": 32, "validation": 8, "test": 34} == results["data"]
@@ -84,7 +84,7 @@ def refused(done, *parts):
         (["--data", "reviews.csv"], ["reviews.csv", "classification"]),
         (["--max-length", "600"], ["--max-length 600", "512"]),
         (["--max-train", "7"], ["7 training rows", "batch of 16"]),
-        (["--max-length", "20"], ["0 usable rows"]),
+        (["--max-length", "20"], ["no prompt of the", "--max-length 20"]),
     ],
 )
 def test_bad_input_to_training(call_script, tmp_path, flags, parts):

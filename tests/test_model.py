@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from gpt2.heads import POOLINGS, ClassificationHead, LanguageModelHead
-from gpt2.model import GPT2, SIZES, GPT2Config, choose_trainable
+from gpt2.model import GPT2, SIZES, GPT2Config, causal_attention, choose_trainable
 
 SMALL = GPT2Config(n_layer=3, n_head=2, n_embd=32, n_positions=160, vocab_size=97, dropout=0.1)
 
@@ -115,6 +115,29 @@ def test_attention_equals_a_plain_softmax():
     scores = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -math.inf)
     expected = attention.c_proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 7, 32))
     torch.testing.assert_close(attention(x), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_training_in_bfloat16_computes_the_same_attention():
+    """On a CPU it takes other operations than float32, which the tests around this one see."""
+    generator = torch.Generator().manual_seed(4)
+    q, k, v, wanted = (torch.randn(2, 3, 40, 16, generator=generator) for _ in range(4))
+    outputs, gradients = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [each.to(dtype).requires_grad_() for each in (q, k, v)]
+        outputs.append(causal_attention(*inputs, dropout=0.0))
+        gradients.append(torch.autograd.grad((outputs[-1] * wanted.to(dtype)).sum(), inputs))
+    for exact, ours in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1]), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours - exact).norm() < 0.01 * exact.norm()
+    # nothing flows from position 20 to what stands to its right
+    inputs = [each.bfloat16().requires_grad_() for each in (q, k, v)]
+    seen = torch.autograd.grad(causal_attention(*inputs, dropout=0.0)[:, :, 20].sum(), inputs[1:])
+    for gradient in seen:
+        assert gradient[:, :, 21:].abs().max() == 0 and gradient[:, :, :21].abs().min() > 0
+    # dropout drops weights, and leaves their mean
+    torch.manual_seed(0)
+    dropped = causal_attention(*inputs[:2], torch.ones_like(inputs[2]), dropout=0.5)
+    assert dropped.min() < 0.9 < dropped.max() and abs(dropped.mean().item() - 1) < 0.02
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -17,7 +17,7 @@ from test_model import make_rougher, ragged_batch
 from torch.nn import functional as F
 
 from gpt2.building import ModelSettings, build_model, choose_config, choose_pooling
-from gpt2.checkpoint import Checkpoint, save_checkpoint
+from gpt2.checkpoint import Checkpoint, Progress, save_checkpoint
 from gpt2.command_line import UserError
 from gpt2.export import export
 from gpt2.generation import SamplingSettings, generate
@@ -146,7 +146,7 @@ def save_ours(folder, config, head, settings):
     torch.manual_seed(1)
     model = make_rougher(GPT2(config, head))
     task = "classification" if "labels" in settings else "instruction"
-    save_checkpoint(folder, model, Checkpoint(task, small_encoding(), settings), {})
+    save_checkpoint(folder, model, Checkpoint(task, small_encoding(), settings), Progress())
     return model.eval()
 
 

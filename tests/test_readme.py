@@ -7,6 +7,7 @@ in full is for the reader to see, not for a test. The two commands that install 
 import json
 import re
 import shlex
+import shutil
 
 import polars as pl
 import pytest
@@ -29,6 +30,7 @@ COMMANDS = [
 SHORT = shlex.split(
     "--max-train 24 --max-validation 8 --max-test 8 --epochs 1 --batch-size 8 --max-length"
 )
+SHORT_CORPUS = shlex.split("--max-train 24 --max-validation 2 --epochs 1 --max-length 32")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,8 @@ def stand_ins(tmp_path_factory):
                 "".join(f"http://www.imdb.com/title/tt{name}{i // 2}/\n" for i in range(len(texts)))
             )
     (folder / "reviews.txt").write_text("a fine film\nno\n")
+    (folder.parent / "shared/alpaca").mkdir()
+    shutil.copy(INSTRUCTIONS, folder.parent / "shared/alpaca/alpaca_data_cleaned.json")
     rows = json.loads(INSTRUCTIONS.read_text())
     own = [{"question": row["instruction"], "answer": row["output"]} for row in rows[:60]]
     (folder / "mine_qa.jsonl").write_text("\n".join(map(json.dumps, own)))
@@ -104,6 +108,8 @@ def test_every_command_runs(stand_ins, call_script, run_script, hub):
                 arguments = ["mini" if word == "gpt2" else word for word in arguments]
             if script.endswith("train_gpt.py") and "--help" not in arguments:
                 arguments += [*SHORT, 16]
+            if script.endswith("pretrain.py"):
+                arguments += SHORT_CORPUS
             if script.endswith("instruction_finetuning.py"):
                 arguments += [*SHORT, 128, "--test-answers", 4, "--answer-tokens", 4]
             done = call_script(script, *arguments, cwd=stand_ins, environment=tokens)

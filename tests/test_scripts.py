@@ -49,8 +49,8 @@ def test_the_run_folder_is_complete(trained, call_script, tmp_path):
     run, done = trained
     assert done.stderr == ""  # no bars, no warnings when the output is not a terminal
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "results.json", "report.md", "curves.png",
-                     "best", "last"}  # fmt: skip
+    assert names == {"config.json", "metrics.jsonl", "before.json", "results.json", "report.md",
+                     "curves.png", "best", "last", ".lock"}  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["task"] == "classification"
     assert results["data"] | {"train": 38, "validation": 10, "test": 12} == results["data"]
@@ -285,10 +285,10 @@ def test_bad_input_to_prediction(trained, call_script, tmp_path):
         (broken / file.name).write_bytes(file.read_bytes())
     content = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
-    refused(call_script(predict, broken, "text"), "model.safetensors", "cannot be read")
+    refused(call_script(predict, broken, "text"), "model.safetensors", "is damaged", "SHA-256")
     description = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(description | {"settings": {}}))
-    refused(call_script(predict, broken, "text"), "config.json", "not a checkpoint's")
+    refused(call_script(predict, broken, "text"), "config.json", "is damaged")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from classification.data import IMDbDataset
 from classification.evaluation import classification_loss
 from gpt2.batching import collate
-from gpt2.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from gpt2.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
 from gpt2.command_line import UserError
 from gpt2.heads import ClassificationHead
 from gpt2.model import GPT2, GPT2Config
@@ -129,6 +129,8 @@ def test_a_run_is_repeatable_bit_for_bit(tmp_path):
         (0.0, 4, "linear", [1.0, 0.75, 0.5, 0.25]),
         (0.5, 4, "cosine", [0.5, 1.0, 1.0, 0.5]),
         (0.25, 4, "constant", [1.0, 1.0, 1.0, 1.0]),
+        (0.0, 10, "trapezoid", [1.0] * 9 + [0.5]),
+        (0.5, 4, "trapezoid", [0.5, 1.0, 1.0, 1.0]),
         (0.1, 3, "linear", [1.0, 2 / 3, 1 / 3]),  # less than a step of warm-up is none
     ],
 )
@@ -159,8 +161,8 @@ def test_best_is_the_lowest_loss_and_last_is_the_last(tmp_path):
     model, result, _ = run_training(tmp_path, config, evaluate=scripted([9, 3, 1, 2]))
     assert result.best_step == 2
     for name, step, loss in (("best", 2, 1), ("last", 3, 2)):
-        progress = json.loads((tmp_path / name / "config.json").read_text())["progress"]
-        assert (progress["step"], progress["validation"]["loss"]) == (step, loss)
+        saved = json.loads((tmp_path / name / "config.json").read_text())
+        assert (saved["step"], saved["validation"]["loss"]) == (step, loss)
     last, _ = load_checkpoint(tmp_path / "last", "classification")
     best, _ = load_checkpoint(tmp_path, "classification")
     assert torch.equal(last.wte.weight, model.wte.weight)
@@ -173,7 +175,7 @@ def test_buffers_of_a_changed_architecture_are_saved_and_loaded(tmp_path):
     model.head.norm.running_mean += 3
     (tmp_path / "run").mkdir()
     save_checkpoint(tmp_path / "run/best", model, Checkpoint("classification", get_encoding("mini"),
-                    {"labels": ["bad", "good"], "max_length": 64}), {})  # fmt: skip
+                    {"labels": ["bad", "good"], "max_length": 64}), Progress())  # fmt: skip
     other = tiny_model(seed=1)
     other.head.norm = torch.nn.BatchNorm1d(4)
     load_weights(tmp_path / "run/best", other)

@@ -1,0 +1,113 @@
+"""The loss of a language model, over a batch and over a whole split."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from gpt2.batching import IGNORE, Batch, collate, sorted_batches
+from gpt2.heads import LanguageModelHead
+from gpt2.stopping import stop_if_asked
+from gpt2.training import autocast
+
+_CHUNK = 512  # targets whose logits are in memory at once
+
+
+def language_model_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Cross-entropy in nats, summed over the targets that count, and how many these are. Logits
+    are computed where there is a target and nowhere else."""
+    wanted = batch.targets != IGNORE  # (B, T)
+    hidden = model.hidden_states(batch.tokens)[wanted]  # (targets, C)
+    targets = batch.targets[wanted]  # (targets,)
+    if type(model.head) is LanguageModelHead:
+        return ChunkedCrossEntropy.apply(hidden, model.head.weight, targets), len(targets)
+    logits = model.head(hidden, batch.lengths)  # (targets, V), whatever a head of your own does
+    return F.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """The sum of cross-entropies of hidden @ weight.T against targets, without ever holding all
+    logits: with a vocabulary of 50,257 they would be by far the largest tensor of a step.
+
+    hidden (N, C), weight (V, C), targets (N,) int64  ->  () float32, or float64 from float64
+
+    The gradient is computed together with the loss, chunk by chunk while the chunk's logits are at
+    hand: softmax minus one at the target. That is 1.4 times as fast for a whole step of the mini
+    model as autograd on all logits. The idea is that of Hsu et al. 2024, "Liger Kernel: Efficient
+    Triton Kernels for LLM Training", section 3.2.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        learns_hidden, learns_weight, _ = ctx.needs_input_grad
+        hidden_gradient = torch.empty_like(hidden) if learns_hidden else None
+        weight_gradient = torch.zeros_like(weight) if learns_weight else None
+        with torch.autocast(device, enabled=False):
+            cast_weight = weight.to(dtype)  # None leaves it as it is
+            for first in range(0, len(hidden), _CHUNK):
+                chunk = slice(first, first + _CHUNK)
+                cast_hidden = hidden[chunk].to(dtype)  # (n, C)
+                target = targets[chunk].unsqueeze(1)  # (n, 1)
+                logits = cast_hidden @ cast_weight.T  # (n, V)
+                log_probabilities = F.log_softmax(logits, dim=1, dtype=exact)  # (n, V)
+                total -= log_probabilities.gather(1, target).sum()
+                if not (learns_hidden or learns_weight):
+                    continue
+                gradient = log_probabilities.exp_()  # (n, V)
+                gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1))
+                gradient = gradient.to(cast_weight.dtype)
+                if learns_hidden:
+                    hidden_gradient[chunk] = gradient @ cast_weight
+                if learns_weight:
+                    weight_gradient += gradient.T @ cast_hidden
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return (
+            hidden_gradient * loss_gradient if hidden_gradient is not None else None,
+            weight_gradient * loss_gradient if weight_gradient is not None else None,
+            None,
+        )
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int,
+    precision: str,
+    progress: str = "",
+) -> dict[str, float]:
+    """Mean loss (nats) and perplexity over all targets of `dataset`. The model must be in
+    evaluation mode. The mean is over targets, not over batches: the same at any batch size."""
+    device = next(model.parameters()).device
+    batches = sorted_batches(dataset.lengths, batch_size)
+    if progress:
+        batches = tqdm(batches, desc=progress, unit="batch", disable=None, leave=False)
+    total, targets = 0.0, 0
+    for rows in batches:
+        batch = collate([dataset[row] for row in rows]).to(device)
+        with autocast(device, precision):
+            loss, count = language_model_loss(model, batch)
+        total += loss.item()
+        targets += count
+        stop_if_asked()
+    return {"loss": total / targets, "perplexity": perplexity(total / targets)}
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats, which for a hopeless model stays finite."""
+    return math.exp(min(loss, 700))

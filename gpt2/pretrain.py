@@ -1,0 +1,277 @@
+"""Pre-train GPT-2 on plain text, or adapt a pre-trained one to a domain before fine-tuning.
+
+Without any flag it learns from the built-in reviews and instructions, offline, in about a minute: a
+demonstration. What makes pre-training worth its time is text, much of it.
+
+    python gpt2/pretrain.py
+    python gpt2/pretrain.py --data reviews.parquet notes/ --epochs 3
+    python gpt2/pretrain.py --data articles.jsonl:title,body --exclude test.jsonl:title,body
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gpt2.building import (
+    ModelSettings,
+    build_model,
+    check_max_length,
+    choose_config,
+    count_parameters,
+    describe_parameters,
+    initial_weights,
+    model_name,
+)
+from gpt2.checkpoint import Checkpoint, load_weights
+from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.corpus import Corpus, CorpusSettings, TokenRows, read_corpus, source_name
+from gpt2.export import check_export, export
+from gpt2.generation import SamplingSettings, generate
+from gpt2.heads import LanguageModelHead
+from gpt2.language_modelling import evaluate_loss, language_model_loss, perplexity
+from gpt2.reporting import format_table, plot_curves
+from gpt2.run_folder import RunFolder, RunSettings
+from gpt2.training import NotFinite, TrainingConfig, autocast, choose_device, train
+
+# Continued at each evaluation, so that one sees the model learn. Sampled: the likeliest token each
+# time would end in a loop, which says little about a language model.
+BEGINNINGS = ("This film", "The best way to", "Once upon a time")
+SAMPLING = SamplingSettings(max_new_tokens=32, temperature=0.8, top_k=50)
+
+
+@dataclass
+class PretrainingConfig(TrainingConfig):
+    """Training"""
+
+    # Rows are as long as the context. What fine-tuning does on little data, 300 steps of 16 rows,
+    # would take many minutes here.
+    epochs: int = flag(3, "passes over the training tokens", at_least=1, may_change=True)
+    batch_size: int = flag(8, "rows in each optimizer step", at_least=1)
+
+
+def main() -> None:
+    data, model_settings, config, run_settings = parse_flags(
+        [CorpusSettings, ModelSettings, PretrainingConfig, RunSettings],
+        "Pre-train GPT-2 on plain text, or adapt a pre-trained one to a domain.",
+    )
+    device = choose_device(run_settings.device)
+    seed = run_settings.seed
+    sources = "-".join(dict.fromkeys(map(source_name, data.data)))
+    run = RunFolder.choose(run_settings, f"pretraining-{sources}-{model_name(model_settings)}")
+
+    # ---- data, model, tokens
+    gpt2_config, encoding = choose_config(model_settings)
+    max_length = data.max_length or gpt2_config.n_positions
+    check_max_length(max_length, gpt2_config)
+    if run_settings.export:
+        check_export(Path(run_settings.export))
+    corpus = read_corpus(data, seed)
+    model, origin = build_model(model_settings, gpt2_config, LanguageModelHead, config.train, seed)
+    model.to(device)
+    rows = TokenRows(corpus.train["text"], encoding, max_length, "tokens")
+    validation = {
+        source: TokenRows(corpus.validation.filter(source=source)["text"], encoding, max_length)
+        for source in corpus.sources
+    }
+    description = describe_corpus(corpus, rows, validation)
+    print_summary(description, max_length)
+    parameters, trainable = count_parameters(model)
+    arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
+    print(
+        f"model: {model_name(model_settings)}, {origin}, "
+        f"{describe_parameters(model, config.weight_decay)}; {arithmetic} on {device}"
+    )
+    run.start(
+        {"data": data, "model": model_settings, "training": config, "run": run_settings},
+        str(device),
+    )
+    print(f"run folder: {run.folder}\n")
+
+    # ---- training, between two looks at the validation documents
+    def by_source() -> dict[str, dict[str, float]]:
+        return {
+            source: evaluate_loss(
+                model, dataset, config.rows_at_once, config.precision, f"validation, {source}"
+            )
+            for source, dataset in validation.items()
+        }
+
+    def continuations() -> list[str]:
+        prompts = [[encoding.eot_token, *encoding.encode_ordinary(text)] for text in BEGINNINGS]
+        with autocast(device, config.precision):
+            generated = generate(model, prompts, SAMPLING, encoding.eot_token, seed)
+        return [encoding.decode(tokens) for tokens in generated]
+
+    def evaluate() -> dict[str, float]:
+        for beginning, text in zip(BEGINNINGS, continuations(), strict=True):
+            tqdm.write(f"  {beginning} ...\n    -> {' '.join(text.split())}")
+        metrics = by_source()
+        apart = {f"{name} perplexity": found["perplexity"] for name, found in metrics.items()}
+        return mean_over_sources(metrics, validation) | (apart if len(apart) > 1 else {})
+
+    model.eval()
+    before = run.once(
+        "before.json", lambda: {"by_source": by_source(), "continuations": continuations()}
+    )
+    checkpoint = Checkpoint(
+        "pretraining", encoding, {"max_length": max_length, "data": corpus.name}
+    )
+    try:
+        result = train(model, rows, language_model_loss, evaluate, config, seed, run, checkpoint)
+    except NotFinite as error:
+        raise UserError(
+            f"{error}; a lower --learning-rate, a longer --warmup or --precision float32 may help"
+        ) from None
+
+    # ---- evaluation of the weights that did best on validation, and comparison
+    load_weights(run.folder / "best", model)
+    model.eval()
+    after = by_source()
+    results = {
+        "task": "pretraining",
+        "data": description,
+        "model": {
+            "name": model_name(model_settings),
+            "init": initial_weights(model_settings),
+            "origin": origin,
+            "max_length": max_length,
+            "parameters": parameters,
+            "trainable": trainable,
+        },
+        "before": {
+            "validation": mean_over_sources(before["by_source"], validation),
+            "validation_by_source": before["by_source"],
+        },
+        "after": {
+            "validation": mean_over_sources(after, validation), "validation_by_source": after
+        },
+        "training": dataclasses.asdict(result)
+        | {"tokens_per_second": result.tokens / result.seconds, "seed": seed},
+        "continuations": [
+            {"beginning": beginning, "before": text_before, "after": text_after}
+            for beginning, text_before, text_after in zip(
+                BEGINNINGS, before["continuations"], continuations(), strict=True
+            )
+        ],
+    }  # fmt: skip
+    write_report(run, results)
+    print(f"\n{comparison_table(results)}\n")
+    print(
+        f"trained {result.steps} steps in {result.seconds:.1f} s on {result.tokens:,} tokens, "
+        f"{result.tokens / result.seconds:,.0f} a second; best step {result.best_step}"
+    )
+    print(f"everything of this run: {run.folder / 'report.md'}")
+    if run_settings.export:
+        export(run.folder, Path(run_settings.export))
+    print("\nnext, fine-tune it:")
+    print(f"  python classification/train_gpt.py --model {shlex.quote(str(run.folder))}")
+
+
+def mean_over_sources(
+    metrics: dict[str, dict[str, float]], datasets: dict[str, TokenRows]
+) -> dict[str, float]:
+    """Loss and perplexity over the tokens of all sources together."""
+    targets = sum(dataset.targets for dataset in datasets.values())
+    loss = sum(metrics[source]["loss"] * datasets[source].targets for source in datasets) / targets
+    return {"loss": loss, "perplexity": perplexity(loss)}
+
+
+def describe_corpus(
+    corpus: Corpus, rows: TokenRows, validation: dict[str, TokenRows]
+) -> dict[str, Any]:
+    """The part of results.json that says what the data was."""
+    train_sources = corpus.train["source"].to_numpy()
+    of_source = {source: train_sources == source for source in corpus.sources}
+    return {
+        "name": corpus.name,
+        "train": len(corpus.train),
+        "validation": len(corpus.validation),
+        "train_rows": len(rows),
+        "train_tokens": {
+            source: int(rows.document_tokens[these].sum()) for source, these in of_source.items()
+        },
+        "validation_tokens": {source: dataset.targets for source, dataset in validation.items()},
+        "removed": corpus.removed,
+    }
+
+
+def print_summary(description: dict[str, Any], max_length: int) -> None:
+    """What the data is, before any time is spent on it."""
+    print(f"data: {description['name']}")
+    width = max(map(len, description["train_tokens"]))
+    for source, tokens in description["train_tokens"].items():
+        print(
+            f"  {source:<{width}} {tokens:>13,} training tokens, "
+            f"{description['validation_tokens'][source]:>9,} for validation"
+        )
+    print(
+        f"  {description['train']:,} training documents in {description['train_rows']:,} rows of "
+        f"{max_length} tokens; {description['validation']:,} validation documents"
+    )
+    removed = [f"{reason} {count:,}" for reason, count in description["removed"].items() if count]
+    print(f"  documents removed: {', '.join(removed) or 'none'}")
+
+
+def comparison_table(results: dict[str, Any]) -> str:
+    """Before and after training, on the validation documents of each source and of all."""
+    tokens = results["data"]["validation_tokens"]
+    table = []
+    for source in [*tokens, "all"]:
+        if source == "all":
+            before, after = (results[when]["validation"] for when in ("before", "after"))
+        else:
+            before, after = (
+                results[when]["validation_by_source"][source] for when in ("before", "after")
+            )
+        table.append(
+            [
+                source,
+                f"{sum(tokens.values()) if source == 'all' else tokens[source]:,}",
+                f"{before['loss']:.4f}",
+                f"{after['loss']:.4f}",
+                f"{before['perplexity']:,.1f}",
+                f"{after['perplexity']:,.1f}",
+            ]
+        )
+    header = ["validation", "tokens", "loss before", "after", "perplexity before", "after"]
+    return format_table(header, table if len(tokens) > 1 else table[:1])
+
+
+def write_report(run: RunFolder, results: dict[str, Any]) -> None:
+    """Write results.json, curves.png and report.md."""
+    run.write_json("results.json", results)
+    plot_curves(run.read_log(), ("loss", "perplexity"), run.folder / "curves.png")
+    data, model, training = results["data"], results["model"], results["training"]
+    removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
+    train_tokens = ", ".join(f"{name} {count:,}" for name, count in data["train_tokens"].items())
+    parts = [
+        f"# {data['name']}: {model['name']} from {model['init']} weights",
+        comparison_table(results),
+        "Losses are in nats a token, over all validation documents. "
+        f"Data: {data['train']:,} training documents (tokens: {train_tokens}), "
+        f"{data['validation']:,} validation documents; documents removed: {removed or 'none'}. "
+        f"Model: {model['parameters']:,} parameters, {model['trainable']:,} trained, rows of "
+        f"{model['max_length']} tokens. Training: {training['steps']} steps, "
+        f"{training['epochs']:g} epochs, {training['tokens']:,} tokens, "
+        f"{training['seconds']:.0f} s, {training['tokens_per_second']:,.0f} tokens a second, seed "
+        f"{training['seed']}. The weights of step {training['best_step']}, the best on validation, "
+        "were measured.",
+        "## Curves\n\n![loss and perplexity over the steps](curves.png)",
+        "## Continuations, as they are",
+    ]
+    for row in results["continuations"]:
+        parts.append(f"### {row['beginning']} ...")
+        for who in ("before", "after"):
+            quoted = "\n".join(f"> {line}" for line in (row[who] or "(nothing)").splitlines())
+            parts.append(f"**{who}**\n\n{quoted}")
+    (run.folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,58 @@
+"""Ctrl-C and SIGTERM: a long run ends where it can go on, not in the middle of a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_before: dict[int, object] = {}  # what handled these signals before `catch_signals`
+_asked: int | None = None
+_how_to_go_on = ""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end. `exit_status` is what shells expect of a program that this
+    signal has ended; the message says how to go on."""
+
+    def __init__(self, number: int, how_to_go_on: str) -> None:
+        super().__init__(f"stopped by {_SIGNALS[number]}; go on with: {how_to_go_on}")
+        self.exit_status = 128 + number
+
+
+def catch_signals(how_to_go_on: str) -> None:
+    """From here on the first Ctrl-C or SIGTERM is kept for `stop_if_asked`; a second one ends the
+    program at once. `how_to_go_on` is the command that continues the run."""
+    global _how_to_go_on
+    _how_to_go_on = how_to_go_on
+    for number in _SIGNALS:
+        _before.setdefault(number, signal.signal(number, _remember))
+
+
+def release_signals() -> None:
+    """Undo `catch_signals`."""
+    global _asked
+    for number, handler in _before.items():
+        signal.signal(number, handler)
+    _before.clear()
+    _asked = None
+
+
+def stop_if_asked() -> None:
+    """Raises Stopped if Ctrl-C or SIGTERM has come since `catch_signals`. Every loop that takes
+    long calls this once a batch."""
+    if _asked is not None:
+        raise Stopped(_asked, _how_to_go_on)
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = number
+    # The system's own handling ends a program even in the middle of a long call into torch.
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    # not print(), which fails if the signal came in the middle of another print()
+    message = f"\n{_SIGNALS[number]}: stopping after this batch; once more stops at once\n"
+    os.write(sys.__stderr__.fileno(), message.encode())

@@ -1,0 +1,45 @@
+"""Write the splits of instruction tuning into files: train.jsonl, validation.jsonl, test.jsonl.
+
+For whatever must see the training rows and nothing of the others, such as pre-training before an
+instruction tuning whose test is meant to be new to the model:
+
+    python instruction/write_splits.py --data alpaca --out splits/alpaca
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.tokenizer import get_encoding
+from instruction.data import DataSettings, load_splits
+from instruction.template import Template
+
+
+@dataclass
+class OutputSettings:
+    """Output"""
+
+    out: str = flag("", "new folder that gets the three files")
+    seed: int = flag(
+        1, "the split depends on it; take that of the tuning", at_least=0, at_most=2**32 - 1
+    )
+
+
+def main() -> None:
+    data, output = parse_flags([DataSettings, OutputSettings], __doc__.splitlines()[0])
+    if not output.out:
+        raise UserError("--out is missing: name the folder that gets the files")
+    folder = Path(output.out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder}: is there already; name a new folder")
+    splits = load_splits(data, Template(), get_encoding("mini"), output.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, frame in splits.items():
+        frame.write_ndjson(folder / f"{split}.jsonl")
+        print(f"{folder / f'{split}.jsonl'}: {len(frame):,} rows")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,150 @@
+"""--resume, --save-every, Ctrl-C and SIGTERM, as a user meets them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY
+
+TRAIN = "classification/train_gpt.py"
+INSTRUCT = "instruction/instruction_finetuning.py"
+TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--dropout", 0.1,
+        "--epochs", 2, "--batch-size", 8, "--micro-batch-size", 5, "--log-every", 3,
+        "--precision", "float32")  # fmt: skip
+CLASSIFY = (TRAIN, *TINY, "--max-train", 80, "--max-test", 16, "--max-length", 64,
+            "--evaluate-every", 7)  # fmt: skip
+FOLLOW = (INSTRUCT, *TINY, "--max-train", 80, "--max-test", 8, "--test-answers", 2,
+          "--answer-tokens", 4, "--evaluate-every", 7)  # fmt: skip
+
+
+def start(script_environment, folder, script, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-u", str(REPOSITORY / script), *map(str, arguments)],
+        cwd=folder, env=script_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for(process, path, count=1):
+    """Until metrics.jsonl has this many lines."""
+    for _ in range(6000):
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"{path} has no {count} lines after a minute")
+
+
+def what_counts(folder):
+    """All that must not depend on whether the run was stopped."""
+    results = json.loads((folder / "results.json").read_text())
+    for changing in ("seconds", "tokens_per_second"):
+        del results["training"][changing]
+    results.get("baseline", {}).pop("seconds", None)
+    bytes_of = {name: (folder / name).read_bytes() for name in (
+        "metrics.jsonl", "best/model.safetensors", "last/model.safetensors",
+        "last/optimizer.safetensors", "before.json")}  # fmt: skip
+    return results, bytes_of
+
+
+@pytest.mark.parametrize("command", [CLASSIFY, FOLLOW], ids=["classification", "instruction"])
+def test_stopped_by_signals_and_resumed_a_run_ends_as_an_unbroken_one(
+    command, script_environment, call_script, tmp_path
+):
+    unbroken = call_script(*command, "--out", "unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr
+
+    run = tmp_path / "run"
+    for number, name, arguments, lines in (
+        (signal.SIGTERM, "SIGTERM", (*command, "--out", "run"), 2),
+        (signal.SIGINT, "Ctrl-C", (command[0], "--resume", "run"), 7),
+    ):
+        process = start(script_environment, tmp_path, *arguments)
+        wait_for(process, run / "metrics.jsonl", lines)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, said
+        assert f"{name}: stopping after this batch" in said
+        assert f"stopped by {name}; go on with: python" in said.splitlines()[-1]
+        assert said.splitlines()[-1].endswith(f"{command[0]} --resume run")
+        assert "Traceback" not in said
+        assert not (run / "results.json").exists()
+        progress = json.loads((run / "last/training.json").read_text())["progress"]
+        assert progress["step"] >= 3 * (lines // 2)  # saved where it stood, not where it began
+    resumed = call_script(command[0], "--resume", "run")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step" in resumed.stdout
+    assert what_counts(run) == what_counts(tmp_path / "unbroken")
+    config = json.loads((run / "config.json").read_text())
+    assert len(config["resumed"]) == 2 and config["settings"]["training"]["epochs"] == 2
+
+
+def test_a_second_ctrl_c_ends_at_once_and_costs_nothing(script_environment, call_script, tmp_path):
+    process = start(script_environment, tmp_path, *CLASSIFY, "--save-every", 1, "--out", "run")
+    wait_for(process, tmp_path / "run/metrics.jsonl", 2)
+    process.send_signal(signal.SIGSTOP)  # both arrive before it can stop by itself
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert call_script(TRAIN, "--resume", "run").returncode == 0
+
+
+def test_contradictions_completion_and_more_epochs(call_script, tmp_path):
+    def refused(*arguments):
+        ended = call_script(TRAIN, *arguments)
+        assert ended.returncode == 2 and ended.stdout == ""
+        assert ended.stderr.count("\n") == 1
+        return ended.stderr
+
+    assert "no config.json" in refused("--resume", "nothing")
+    assert "needs --out" in refused("--resume", "auto")
+    assert call_script(*CLASSIFY, "--resume", "auto", "--out", "run").returncode == 0  # starts it
+    for flag, value, then in (
+        ("--seed", 2, 1),
+        ("--learning-rate", 0.1, 0.0006),
+        ("--data", "other.csv", "sample"),
+        ("--epochs", 0, None),
+    ):
+        said = refused("--resume", "run", flag, value)
+        assert flag in said and str(value) in said
+        assert then is None or f"which has {then}" in said
+    assert "--overwrite" in refused("--resume", "run", "--overwrite")
+    assert "stays in its folder" in refused("--resume", "run", "--out", "other")
+    assert "--save-every 3h: must be steps" in refused("--resume", "run", "--epochs", 3,
+                                                       "--save-every", "3h")  # fmt: skip
+    ended = call_script(INSTRUCT, "--resume", "run")
+    assert ended.returncode == 2 and "is a run of train_gpt.py" in ended.stderr
+
+    before = (tmp_path / "run/report.md").read_bytes()
+    for arguments in (("--resume", "run"), ("--resume", "auto", "--out", "run", *CLASSIFY[1:])):
+        complete = call_script(TRAIN, *arguments)
+        assert complete.returncode == 0 and "this run is complete" in complete.stdout
+    assert (tmp_path / "run/report.md").read_bytes() == before
+
+    fewer = call_script(TRAIN, "--resume", "run", "--epochs", 1)
+    assert fewer.returncode == 2 and "has 20 steps already" in fewer.stderr
+    more = call_script(TRAIN, "--resume", "run", "--epochs", 3, "--log-every", 5)
+    assert more.returncode == 0, more.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert (results["training"]["steps"], results["training"]["epochs"]) == (30, 3)
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    steps = [record["step"] for record in log if "loss" in record]
+    assert steps == [3, 6, 9, 12, 15, 18, 20, 25, 30]
+
+
+def test_a_run_stopped_before_its_first_save_starts_again(call_script, tmp_path):
+    assert call_script(*CLASSIFY, "--out", "run").returncode == 0
+    expected = what_counts(tmp_path / "run")
+    for name in ("results.json", "before.json", "report.md"):
+        (tmp_path / "run" / name).unlink()
+    for name in ("best", "last"):
+        (tmp_path / "run" / name).rename(tmp_path / name)
+    assert call_script(TRAIN, "--resume", "run").returncode == 0
+    assert what_counts(tmp_path / "run") == expected
