@@ -52,20 +52,25 @@ def download_size(config: GPT2Config) -> int:
     return 4 * (count_by_shape(config) + config.n_layer * config.n_positions**2)
 
 
-def training_memory(config: GPT2Config, tokens: int, bfloat16: bool) -> int:
-    """Bytes that training all weights takes on `tokens` tokens at once, padding counted.
+def training_memory(
+    config: GPT2Config, rows: int, length: int, bfloat16: bool, keeps_scores: bool
+) -> int:
+    """Bytes that training all weights takes on `rows` of `length` tokens at once, all real.
 
     A parameter takes 16 bytes: itself, its gradient and AdamW's two moments, 4 each; and 2 for the
     copy that bfloat16 is multiplied with. What a block keeps for the way back is, for each token
     and in widths of the model: both norms' inputs and outputs (4), query, key and value (3), what
     attention gave, as it came and reshaped (2), and the wide half of the MLP before and after GELU
     (4 + 4). In bfloat16 all but the norms' 4 take half the bytes, and the norms' outputs are kept
-    once more (2).
+    once more (2). `keeps_scores`: attention written out, see gpt2/model.py, keeps what each token
+    makes of each other.
     """
     parameter = 18 if bfloat16 else 16
     block = 4 * 4 + (2 + 3 + 2 + 4 + 4) * 2 if bfloat16 else (4 + 3 + 2 + 4 + 4) * 4
-    kept = config.n_layer * tokens * config.n_embd * block
-    return parameter * count_by_shape(config) + kept
+    kept = rows * length * config.n_embd * block
+    if keeps_scores:
+        kept += rows * config.n_head * length**2 * 2
+    return parameter * count_by_shape(config) + config.n_layer * kept
 
 
 def measure(config: GPT2Config, rows: int, length: int, precision: str, device: str) -> int:
@@ -96,7 +101,6 @@ def main() -> None:
         raise UserError(f"--measure {settings.measure}: not one of {', '.join(SIZES)}")
     device = choose_device(settings.device)
     bfloat16 = autocast(device, settings.precision)._enabled
-    tokens = settings.batch_size * settings.max_length
     rows = []
     for name, config in SIZES.items():
         if settings.max_length > config.n_positions:
@@ -105,11 +109,18 @@ def main() -> None:
             )
         if settings.measure not in ("", name):
             continue
+        computed = training_memory(
+            config,
+            settings.batch_size,
+            settings.max_length,
+            bfloat16,
+            keeps_scores=bfloat16 and device.type == "cpu",
+        )
         row = [
             name,
             f"{count_by_shape(config):,}",
             f"{download_size(config) / 1e9:.2f} GB" if name in RELEASED else None,
-            f"{training_memory(config, tokens, bfloat16) / _GIB:.1f} GiB",
+            f"{computed / _GIB:.1f} GiB",
         ]
         if settings.measure:
             peak = measure(config, settings.batch_size, settings.max_length, settings.precision,

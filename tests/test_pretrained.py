@@ -145,7 +145,8 @@ def test_their_fresh_language_model_here(tmp_path):
 def save_ours(folder, config, head, settings):
     torch.manual_seed(1)
     model = make_rougher(GPT2(config, head))
-    task = "classification" if "labels" in settings else "instruction"
+    tasks = {"labels": "classification", "template": "instruction"}
+    task = next((task for key, task in tasks.items() if key in settings), "pretraining")
     save_checkpoint(folder, model, Checkpoint(task, small_encoding(), settings), Progress())
     return model.eval()
 
