@@ -70,7 +70,8 @@ def _from_cache_or_hub(repository: str, file: str, revision: str, kind: str) -> 
 
 def _check(path: Path, name: str) -> None:
     """Compare a file of the cache with the checksum that it is filed under; delete it if they
-    differ. It is done each time: hashing takes less than reading the file from a disk does."""
+    differ. It is done each time, because a kill may come between a download and its check; it takes
+    a second for 1.5 GB."""
     blob = path.resolve()
     digest = {64: hashlib.sha256(), 40: hashlib.sha1()}.get(len(blob.name))  # LFS file, git file
     if digest is None or not re.fullmatch("[0-9a-f]+", blob.name):
