@@ -43,6 +43,10 @@ class RunSettings:
         "", "go on with the run in this folder, with its settings, as if it had never stopped; "
         "`auto` goes on with the run in --out if there is one, and starts it if not"
     )  # fmt: skip
+    export: str = flag(
+        "", "folder that gets the trained model in the Hugging Face layout, for transformers",
+        may_change=True,
+    )  # fmt: skip
     seed: int = flag(
         1, "the same seed on the same machine gives the same numbers", at_least=0, at_most=2**32 - 1
     )
