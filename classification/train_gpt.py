@@ -79,7 +79,7 @@ def main() -> None:
     head.pooling = choose_pooling(model_settings, head.pooling)
     if run_settings.export:
         check_export(Path(run_settings.export), head.pooling)
-    splits = load_splits(data, seed)
+    splits = load_splits(data, data.split_seed)
     if len(splits.train) < config.batch_size:
         raise UserError(
             f"{data.data}: {len(splits.train)} training rows are fewer than one batch of "

@@ -84,7 +84,7 @@ def main() -> None:
     check_max_length(data.max_length, gpt2_config)
     if run_settings.export:
         check_export(Path(run_settings.export))
-    splits = load_splits(data, template, encoding, seed)
+    splits = load_splits(data, template, encoding, data.split_seed)
     if len(splits.train) < config.batch_size:
         raise UserError(
             f"{data.data}: {len(splits.train)} training rows are fewer than one batch of "
