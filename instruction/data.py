@@ -53,8 +53,8 @@ class DataSettings:
     input_column: str = flag("input", "column with what the instruction is about; may be missing")
     output_column: str = flag("output", "column with the answer")
     split_seed: int = flag(
-        1, "which rows are for training, validation and test, and which --max-... keeps; apart from "
-        "--seed, so that runs of several seeds are tested on the same rows", at_least=0,
+        1, "which rows are for training, validation and test, and which --max-... keeps; apart "
+        "from --seed, so that runs of several seeds are tested on the same rows", at_least=0,
         at_most=2**32 - 1,
     )  # fmt: skip
     max_train: int = flag(0, "training rows kept; 0 keeps all", at_least=0)
