@@ -24,7 +24,7 @@ from classification.evaluation import classification_metrics
 from classification.sources import DataSettings
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.reporting import format_table, percent
-from gpt2.run_folder import RunFolder
+from gpt2.run_folder import RunFolder, RunSettings
 
 FEATURES = ("count", "tfidf", "nb")
 
@@ -112,13 +112,16 @@ class BaselineSettings:
     features: str = flag("count", "what a text is turned into", choices=FEATURES)
     out: str = flag("", "run folder for config.json and results.json; left out, nothing is written")
     overwrite: bool = flag(False, "replace the run that lies in --out")
-    seed: int = flag(1, "seed of the splits, as in train_gpt.py", at_least=0)
 
 
 def main() -> None:
     data, settings = parse_flags([DataSettings, BaselineSettings], __doc__.splitlines()[0])
-    run = RunFolder.choose(settings, "baseline") if settings.out else None
-    splits = load_splits(data, settings.seed)
+    run = None
+    if settings.out:
+        run = RunFolder.choose(
+            RunSettings(out=settings.out, overwrite=settings.overwrite), "baseline"
+        )
+    splits = load_splits(data, data.split_seed)
     for split, frame in splits.items():
         print(f"{split:<10} {len(frame):>7,} rows")
 

@@ -47,9 +47,9 @@ def write_report(
         log_probabilities, targets, splits.test["text"].to_list(), labels
     )
     results["per_class"] = per_class_metrics(log_probabilities, targets, labels)
-    run.write_json("results.json", results)
     plot_curves(run.read_log(), ("loss", "accuracy"), run.folder / "curves.png")
     (run.folder / "report.md").write_text(_report(results), encoding="utf-8")
+    run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 
 def _report(results: dict[str, Any]) -> str:

@@ -47,7 +47,12 @@ class DataSettings:
     test_share: float = flag(
         0.2, "share cut from all rows, if no test split is given", above=0, at_most=0.5
     )
-    max_train: int = flag(0, "training rows kept, chosen by the seed; 0 keeps all", at_least=0)
+    split_seed: int = flag(
+        1, "which rows are for training, validation and test, and which --max-... keeps; apart "
+        "from --seed, so that runs of several seeds are tested on the same rows", at_least=0,
+        at_most=2**32 - 1,
+    )  # fmt: skip
+    max_train: int = flag(0, "training rows kept; 0 keeps all", at_least=0)
     max_validation: int = flag(
         0,
         "validation rows kept; 0 keeps all, or the share of them that --max-train keeps",

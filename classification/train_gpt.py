@@ -15,6 +15,7 @@ import os
 import shlex
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -34,10 +35,15 @@ from gpt2.building import (
     build_model,
     check_max_length,
     choose_config,
+    choose_pooling,
     count_parameters,
+    describe_parameters,
+    initial_weights,
+    model_name,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
+from gpt2.export import check_export, export
 from gpt2.heads import POOLINGS, ClassificationHead
 from gpt2.reporting import describe_training, explain_not_finite
 from gpt2.run_folder import RunFolder, RunSettings
@@ -49,8 +55,8 @@ class HeadSettings:
     """Classification"""
 
     pooling: str = flag(
-        "mean", "how a row of hidden states becomes one vector; see gpt2/heads.py",
-        choices=tuple(POOLINGS),
+        "", "how a row of hidden states becomes one vector, see gpt2/heads.py; left out, mean, or "
+        "as the --model that is gone on from was trained", choices=tuple(POOLINGS),
     )  # fmt: skip
     max_length: int = flag(
         512, "tokens kept of each text; longer rows cost time and memory", at_least=1
@@ -66,20 +72,26 @@ def main() -> None:
     device = choose_device(run_settings.device)
     seed = run_settings.seed
     run = RunFolder.choose(
-        run_settings, f"classification-{source_name(data.data)}-{model_settings.model}"
+        run_settings, f"classification-{source_name(data.data)}-{model_name(model_settings)}"
     )
 
     # ---- chapters 1, 2 and 3: data, model, tokens
     gpt2_config, encoding = choose_config(model_settings)
     check_max_length(head.max_length, gpt2_config)
-    splits = load_splits(data, seed)
+    head.pooling = choose_pooling(model_settings, head.pooling)
+    if run_settings.export:
+        check_export(Path(run_settings.export), head.pooling)
+    splits = load_splits(data, data.split_seed)
     check_batch_size(data.data, len(splits.train), config.batch_size)
-    model = build_model(
+    model, origin = build_model(
+        model_settings,
         gpt2_config,
         lambda c: ClassificationHead(c, len(splits.labels), head.pooling),
         config.train,
         seed,
-    ).to(device)
+        splits.labels,
+    )
+    model.to(device)
     datasets = {
         split: IMDbDataset(frame["text"], frame["label"], encoding, head.max_length)
         for split, frame in splits.items()
@@ -90,8 +102,9 @@ def main() -> None:
     parameters, trainable = count_parameters(model)
     arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
     print(
-        f"model: {model_settings.model}, {model_settings.init} weights, {parameters:,} parameters, "
-        f"{trainable:,} trained; pooling {head.pooling}; {arithmetic} on {device}"
+        f"model: {model_name(model_settings)}, {origin}, "
+        f"{describe_parameters(model, config.weight_decay)}; pooling {head.pooling}; "
+        f"{arithmetic} on {device}"
     )
     run.start(
         {"data": data, "model": model_settings, "head": head, "training": config,
@@ -146,8 +159,9 @@ def main() -> None:
         "task": "classification",
         "data": describe_splits(splits),
         "model": {
-            "name": model_settings.model,
-            "init": model_settings.init,
+            "name": model_name(model_settings),
+            "init": initial_weights(model_settings),
+            "origin": origin,
             "pooling": head.pooling,
             "max_length": head.max_length,
             "parameters": parameters,
@@ -174,6 +188,8 @@ def main() -> None:
     print(f"\n{comparison_table(results)}\n")
     print(describe_training(results["training"]))
     print(f"everything of this run: {run.folder / 'report.md'}")
+    if run_settings.export:
+        export(run.folder, Path(run_settings.export))
     predict = f"python {_beside('predict.py')} {shlex.quote(str(run.folder))}"
     print(f'\nnext, ask the model yourself:\n  {predict} "A dull start, but what an ending!"')
 

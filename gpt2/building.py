@@ -1,20 +1,36 @@
-"""From `--model` to a model: which shape, which encoding, which head."""
+"""From `--model` and `--init` to a model: which shape, encoding, weights and head."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import tiktoken
 import torch
 from torch import nn
 
+from gpt2.checkpoint import load_checkpoint
 from gpt2.command_line import UserError, flag
+from gpt2.durable import whole_folder
+from gpt2.heads import ClassificationHead
 from gpt2.model import GPT2, SIZES, GPT2Config, choose_trainable
-from gpt2.tokenizer import get_encoding
+from gpt2.pretrained import (
+    ARCHITECTURES,
+    RELEASED,
+    download_released,
+    load_pretrained,
+    read_description,
+)
+from gpt2.tokenizer import MINI_FOLDER, get_encoding, load_encoding
+from gpt2.tokenizer_files import read_tokenizer_files
+from gpt2.training import parameter_groups
 
 _MINI_VOCABULARY = SIZES["mini"].vocab_size
+_GPT2_VOCABULARY = SIZES["gpt2"].vocab_size
 
 
 @dataclass
@@ -23,11 +39,15 @@ class ModelSettings:
 
     model: str = flag(
         "mini",
-        "shape: mini (7 million parameters), a released one, or scratch: your own by --n-layer, "
-        "--n-head and --n-embd, with mini's tokenizer",
-        choices=(*SIZES, "scratch"),
+        "mini (7 million parameters); gpt2, gpt2-medium, gpt2-large or gpt2-xl, downloaded; a "
+        "folder: a run to go on from, or a GPT-2 in the Hugging Face layout; scratch: your own "
+        "shape by --n-layer, --n-head and --n-embd, with mini's tokenizer",
     )
-    init: str = flag("random", "weights that training starts from", choices=("random",))
+    init: str = flag(
+        "",
+        "weights that training starts from; left out, pretrained where there are any",
+        choices=("pretrained", "random"),
+    )
     n_layer: int | None = flag(None, "blocks of a scratch model; 4 if left out", at_least=1)
     n_head: int | None = flag(None, "attention heads of a scratch model; 4", at_least=1)
     n_embd: int | None = flag(None, "width of a scratch model; 128", at_least=1)
@@ -40,34 +60,152 @@ class ModelSettings:
     )
 
 
+@dataclass
+class Source:
+    """A folder that `--model` names. `kind` is "checkpoint" (of a run of this project) or "layout"
+    (Hugging Face's). A head can go on only where its kind, pooling and labels stay the same."""
+
+    folder: Path
+    kind: str
+    task: str  # as a checkpoint calls it; of a layout, its architecture
+    config: GPT2Config
+    head: str  # "language model" or "classification"
+    pooling: str | None
+    labels: list[str] | None
+    encoding: Callable[[], tiktoken.Encoding]
+
+
+def model_name(settings: ModelSettings) -> str:
+    """A short name for the run folder and the report; of a folder, the last part of its path."""
+    if settings.model in SIZES or settings.model == "scratch":
+        return settings.model
+    folder = Path(settings.model).resolve()
+    return folder.parent.name if folder.name in ("best", "last") else folder.name
+
+
+def initial_weights(settings: ModelSettings) -> str:
+    """ "pretrained" or "random": what `--init` says or, left out, what there is. Raises UserError
+    if pretrained weights are asked for where there are none."""
+    name = settings.model
+    there = name in RELEASED or (name not in SIZES and name != "scratch")
+    if name == "mini":
+        there = (MINI_FOLDER / "model.safetensors").is_file()
+    if settings.init == "pretrained" and not there:
+        raise UserError(f"--init pretrained: there are no weights for {name}; use --init random")
+    return settings.init or ("pretrained" if there else "random")
+
+
 def choose_config(settings: ModelSettings) -> tuple[GPT2Config, tiktoken.Encoding]:
-    """The shape and the encoding that the flags name. Raises UserError for an impossible shape."""
+    """The shape and the encoding that the flags name. Raises UserError for an impossible shape, an
+    unknown name, or a folder without a model."""
+    initial_weights(settings)
     shape = {"n_layer": settings.n_layer, "n_head": settings.n_head, "n_embd": settings.n_embd}
-    if settings.model != "scratch":
-        for name, value in shape.items():
-            if value is not None:
-                shown = name.replace("_", "-")
-                raise UserError(
-                    f"--{shown} {value} goes with --model scratch; {settings.model} has a shape of "
-                    "its own"
-                )
-        config = dataclasses.replace(SIZES[settings.model], dropout=settings.dropout)
-        encodings = {_MINI_VOCABULARY: "mini", SIZES["gpt2"].vocab_size: "gpt2"}
-        if config.vocab_size not in encodings:
-            raise UserError(
-                f"--model {settings.model} has a vocabulary of {config.vocab_size}, but there are "
-                f"tokens for {' and '.join(map(str, encodings))} only"
+    if settings.model == "scratch":
+        defaults = {"n_layer": 4, "n_head": 4, "n_embd": 128}
+        chosen = {name: value or defaults[name] for name, value in shape.items()}
+        try:
+            config = GPT2Config(
+                **chosen, n_positions=512, vocab_size=_MINI_VOCABULARY, dropout=settings.dropout
             )
-        return config, get_encoding(encodings[config.vocab_size])
-    defaults = {"n_layer": 4, "n_head": 4, "n_embd": 128}
-    chosen = {name: value or defaults[name] for name, value in shape.items()}
-    try:
-        config = GPT2Config(
-            **chosen, n_positions=512, vocab_size=_MINI_VOCABULARY, dropout=settings.dropout
+        except ValueError as error:
+            raise UserError(f"--model scratch: {error}") from None
+        return config, get_encoding("mini")
+    for name, value in shape.items():
+        if value is not None:
+            shown = name.replace("_", "-")
+            raise UserError(
+                f"--{shown} {value} goes with --model scratch; {settings.model} has a shape of "
+                "its own"
+            )
+    if settings.model not in SIZES:
+        source = find_source(settings)
+        return dataclasses.replace(source.config, dropout=settings.dropout), source.encoding()
+    config = dataclasses.replace(SIZES[settings.model], dropout=settings.dropout)
+    return config, _encoding_by_size(f"--model {settings.model}", config)
+
+
+def _encoding_by_size(model: str, config: GPT2Config) -> tiktoken.Encoding:
+    encodings = {_MINI_VOCABULARY: "mini", _GPT2_VOCABULARY: "gpt2"}
+    if config.vocab_size not in encodings:
+        raise UserError(
+            f"{model} has a vocabulary of {config.vocab_size}, but there are tokens for "
+            f"{' and '.join(map(str, encodings))} only"
         )
-    except ValueError as error:
-        raise UserError(f"--model scratch: {error}") from None
-    return config, get_encoding("mini")
+    return get_encoding(encodings[config.vocab_size])
+
+
+def find_source(settings: ModelSettings) -> Source:
+    """The folder that `--model` names, when it is no built-in name. Raises UserError."""
+    names = (*SIZES, "scratch")
+    if not Path(settings.model).is_dir():
+        close = difflib.get_close_matches(settings.model, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f" (names: {', '.join(names)})"
+        raise UserError(f"--model {settings.model}: neither a known name nor a folder{hint}")
+    return open_source(Path(settings.model))
+
+
+def open_source(folder: Path) -> Source:
+    """What lies in `folder`: a run (its best checkpoint counts), a checkpoint, or a GPT-2 in the
+    Hugging Face layout. Weights are not read yet. Raises UserError."""
+    best = whole_folder(folder / "best")
+    folder = best if best.is_dir() else folder
+    if (folder / "metrics.jsonl").is_file():
+        raise UserError(f"{folder}: this run has not saved a model")
+    if (folder / "encoding.json").is_file() and (folder / "config.json").is_file():
+        return _read_checkpoint(folder)
+    return _read_layout(folder)
+
+
+def _read_checkpoint(folder: Path) -> Source:
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        head = content["head"]
+        return Source(
+            folder,
+            "checkpoint",
+            content["task"],
+            GPT2Config(**content["model"]),
+            head["kind"],
+            head.get("pooling"),
+            content["settings"].get("labels"),
+            lambda: load_encoding(folder),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
+
+
+def _read_layout(folder: Path) -> Source:
+    found = read_description(folder)
+    classifier = found.architecture == ARCHITECTURES["classification"]
+
+    def encoding() -> tiktoken.Encoding:
+        files = ("vocab.json", "tokenizer.json")
+        if any((folder / name).is_file() for name in files):
+            return read_tokenizer_files(folder, found.config.vocab_size, found.end_token)
+        if found.config.vocab_size != _GPT2_VOCABULARY:
+            raise UserError(
+                f"{folder}: has no tokenizer (vocab.json and merges.txt, or tokenizer.json) for "
+                f"its vocabulary of {found.config.vocab_size:,}"
+            )
+        return get_encoding("gpt2")
+
+    return Source(
+        folder,
+        "layout",
+        found.architecture,
+        found.config,
+        "classification" if classifier else "language model",
+        "last" if classifier else None,
+        found.labels if classifier else None,
+        encoding,
+    )
+
+
+def choose_pooling(settings: ModelSettings, pooling: str) -> str:
+    """`pooling` if it names one; else that of the classifier that `--model` names, or mean."""
+    if not pooling and settings.model not in SIZES and settings.model != "scratch":
+        pooling = find_source(settings).pooling or ""
+    return pooling or "mean"
 
 
 def check_max_length(max_length: int, config: GPT2Config) -> None:
@@ -80,17 +218,92 @@ def check_max_length(max_length: int, config: GPT2Config) -> None:
 
 
 def build_model(
-    config: GPT2Config, make_head: Callable[[GPT2Config], nn.Module], train: str, seed: int
-) -> GPT2:
-    """A model with random weights that depend on `seed` alone, frozen but for what `train` names.
-    Raises UserError if `train` names nothing that the model has."""
+    settings: ModelSettings,
+    config: GPT2Config,
+    make_head: Callable[[GPT2Config], nn.Module],
+    train: str,
+    seed: int,
+    labels: Sequence[str] | None = None,
+) -> tuple[GPT2, str]:
+    """The model that training starts from, on the CPU, frozen but for what `train` names; and where
+    its weights come from, in words.
+
+    Random weights depend on `seed` alone. A head is taken over if it does the same: language models
+    go on with theirs, a classifier with one of the same pooling and `labels`; else it is new.
+
+    Raises UserError if the weights cannot be had, or if `train` names nothing that the model has.
+    """
     torch.manual_seed(seed)
-    model = GPT2(config, make_head(config))
+    if initial_weights(settings) == "random":
+        model, origin = GPT2(config, make_head(config)), "random weights"
+    elif settings.model in SIZES:
+        released = RELEASED.get(settings.model)
+        folder = download_released(settings.model) if released else MINI_FOLDER
+        model = _fill(folder, config, make_head(config), take_head=False)
+        origin = f"pretrained weights{f' of {released[0]}' if released else ''}"
+        if isinstance(model.head, ClassificationHead):
+            origin += ", new head"
+    else:
+        source, head = find_source(settings), make_head(config)
+        why_new = _why_new_head(source, head, labels)
+        if source.kind == "layout":
+            model = _fill(source.folder, config, head, take_head=not why_new)
+        else:
+            model = _go_on(source, config, head, take_head=not why_new)
+        taken = f"trunk, new head ({why_new})," if why_new else "trunk and head"
+        origin = f"{taken} of {source.folder} ({source.task})"
     try:
         choose_trainable(model, train)
     except ValueError as error:
         raise UserError(f"--train {error}") from None
+    return model, origin
+
+
+def _fill(folder: Path, config: GPT2Config, head: nn.Module, take_head: bool) -> GPT2:
+    with torch.device("meta"):  # no memory and no random numbers for what is about to be read
+        model = GPT2(config, head)
+    load_pretrained(folder, model, take_head)
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if left:
+        raise UserError(f"{folder}: has nothing for {', '.join(left)}; use --init random")
     return model
+
+
+def _go_on(source: Source, config: GPT2Config, head: nn.Module, take_head: bool) -> GPT2:
+    model = GPT2(config, head)
+    trained, _ = load_checkpoint(source.folder, source.task)
+    weights = trained.state_dict()
+    if not take_head:
+        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    model.load_state_dict(weights, strict=False)  # the head may be missing, nothing else
+    return model
+
+
+def _why_new_head(source: Source, head: nn.Module, labels: Sequence[str] | None) -> str:
+    """Why the head of `source` cannot go on, or "" if it can."""
+    classifier = isinstance(head, ClassificationHead)
+    if source.head != ("classification" if classifier else "language model"):
+        return "the old one did another task"
+    if not classifier:
+        return ""
+    if source.labels != list(labels or ()):
+        return f"the old one's labels were {', '.join(source.labels or ['unknown'])}"
+    if source.pooling != head.pooling:
+        return f"the old one pooled by {source.pooling}"
+    return ""
+
+
+def describe_parameters(model: nn.Module, weight_decay: float) -> str:
+    """How many parameters there are, how many are trained, and how many of these decay."""
+    parameters, trainable = count_parameters(model)
+    decaying, plain = (
+        sum(parameter.numel() for parameter in group["params"])
+        for group in parameter_groups(model, weight_decay)
+    )
+    return (
+        f"{parameters:,} parameters, {trainable:,} trained ({decaying:,} with weight decay "
+        f"{weight_decay:g}, {plain:,} without)"
+    )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -144,8 +144,12 @@ def _settings_to_resume(
                 f"{flag_name(name)} {value} contradicts the run in {folder}, which has "
                 f"{saved[name]}; leave it out to go on with that run, or start a new one"
             )
-    if (folder / "results.json").is_file() and not changed.keys() & {"epochs", "max_steps"}:
-        print(f"{folder}: this run is complete; with more --epochs it goes on")
+    longer = {"epochs", "max_steps", "patience"}
+    if (folder / "results.json").is_file() and not changed.keys() & longer:
+        print(
+            f"{folder}: this run is complete; with more --epochs, or another --max-steps or "
+            "--patience where that ended it, it goes on"
+        )
         raise SystemExit(0)
     known = {name: value for name, value in saved.items() if name in fields}
     return known | given | place
@@ -203,11 +207,13 @@ def _check_bounds(field: dataclasses.Field, value: Any) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on whatever device. torch raises a plain RuntimeError on a CPU."""
+    """Whether memory ran out, on whatever device. torch raises a plain RuntimeError on a CPU
+    and on Apple's GPUs."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
+        or "MPS backend out of memory" in str(error)
     )
 
 
@@ -221,10 +227,10 @@ def run_script(main: Callable[[], None]) -> None:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
-        print(f"{os.path.basename(sys.argv[0])}: {stop}", file=sys.stderr)
+        _say_last(f"{os.path.basename(sys.argv[0])}: {stop}")
         sys.exit(stop.exit_status)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        _say_last("\ninterrupted")
         sys.exit(130)
     except BrokenPipeError:
         # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
@@ -245,3 +251,13 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(2)
     finally:
         release_signals()
+
+
+def _say_last(message: str) -> None:
+    """Print `message` on standard error, and what still waits for standard output. A reader that
+    has gone, as `tee` at Ctrl-C, changes nothing: Python's exit status for it would hide ours."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, message + "\n")):
+        try:
+            print(text, end="", file=stream, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -90,9 +90,13 @@ def check_folder(folder: Path) -> None:
 def write_file(file: Path, content: bytes) -> None:
     """Write `file` so that it has its old content or the new one, never a part."""
     new = _sibling(file, ".new")
-    new.write_bytes(content)
-    _flush(new)
-    new.replace(file)
+    try:
+        new.write_bytes(content)
+        _flush(new)
+        new.replace(file)
+    except OSError:
+        new.unlink(missing_ok=True)  # a part of it would take what is left of a full disk
+        raise
 
 
 def _sibling(path: Path, suffix: str) -> Path:

@@ -18,12 +18,15 @@ class LanguageModelHead(nn.Module):
     """Logits (B, T, V) for the next token at every position.
 
     `weight` (V, C) is the output embedding. `GPT2` replaces it with `wte.weight`, so both are one
-    tensor (Press and Wolf 2017, "Using the Output Embedding to Improve Language Models").
+    tensor (Press and Wolf 2017, "Using the Output Embedding to Improve Language Models"), unless
+    the shape has `tie_word_embeddings` off.
     """
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
+        if not config.tie_word_embeddings:
+            nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         return F.linear(hidden, self.weight)

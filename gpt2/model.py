@@ -35,6 +35,7 @@ class GPT2Config:
     n_positions: int = 1024  # context: the longest row, in tokens
     vocab_size: int = 50257  # tokens in the vocabulary, <|endoftext|> included
     dropout: float = 0.1  # after embeddings, attention weights and both residual projections
+    tie_word_embeddings: bool = True  # the output embedding is the input embedding, one tensor
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
@@ -200,8 +201,13 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.apply(self._initialise)
         self.head = head
-        if isinstance(head, LanguageModelHead):
-            head.weight = self.wte.weight  # one tensor: the output embedding is tied to the input
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the output embedding the input embedding: one tensor, unless the shape says
+        otherwise. To be called again by whoever puts another tensor in the place of `wte`'s."""
+        if isinstance(self.head, LanguageModelHead) and self.config.tie_word_embeddings:
+            self.head.weight = self.wte.weight
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -23,10 +24,14 @@ from gpt2.building import (
     check_max_length,
     choose_config,
     count_parameters,
+    describe_parameters,
+    initial_weights,
+    model_name,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.corpus import Corpus, CorpusSettings, TokenRows, read_corpus, source_name
+from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss, perplexity
@@ -58,14 +63,17 @@ def main() -> None:
     device = choose_device(run_settings.device)
     seed = run_settings.seed
     sources = "-".join(dict.fromkeys(map(source_name, data.data)))
-    run = RunFolder.choose(run_settings, f"pretraining-{sources}-{model_settings.model}")
+    run = RunFolder.choose(run_settings, f"pretraining-{sources}-{model_name(model_settings)}")
 
     # ---- data, model, tokens
     gpt2_config, encoding = choose_config(model_settings)
     max_length = data.max_length or gpt2_config.n_positions
     check_max_length(max_length, gpt2_config)
+    if run_settings.export:
+        check_export(Path(run_settings.export))
     corpus = read_corpus(data, seed)
-    model = build_model(gpt2_config, LanguageModelHead, config.train, seed).to(device)
+    model, origin = build_model(model_settings, gpt2_config, LanguageModelHead, config.train, seed)
+    model.to(device)
     rows = TokenRows(corpus.train["text"], encoding, max_length, "tokens")
     validation = {
         source: TokenRows(corpus.validation.filter(source=source)["text"], encoding, max_length)
@@ -76,8 +84,8 @@ def main() -> None:
     parameters, trainable = count_parameters(model)
     arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
     print(
-        f"model: {model_settings.model}, {model_settings.init} weights, {parameters:,} parameters, "
-        f"{trainable:,} trained; {arithmetic} on {device}"
+        f"model: {model_name(model_settings)}, {origin}, "
+        f"{describe_parameters(model, config.weight_decay)}; {arithmetic} on {device}"
     )
     run.start(
         {"data": data, "model": model_settings, "training": config, "run": run_settings},
@@ -130,8 +138,9 @@ def main() -> None:
         "task": "pretraining",
         "data": description,
         "model": {
-            "name": model_settings.model,
-            "init": model_settings.init,
+            "name": model_name(model_settings),
+            "init": initial_weights(model_settings),
+            "origin": origin,
             "max_length": max_length,
             "parameters": parameters,
             "trainable": trainable,
@@ -159,6 +168,8 @@ def main() -> None:
         f"{result.tokens / result.seconds:,.0f} a second; best step {result.best_step}"
     )
     print(f"everything of this run: {run.folder / 'report.md'}")
+    if run_settings.export:
+        export(run.folder, Path(run_settings.export))
     print("\nnext, fine-tune it:")
     print(f"  python classification/train_gpt.py --model {shlex.quote(str(run.folder))}")
 
@@ -235,7 +246,6 @@ def comparison_table(results: dict[str, Any]) -> str:
 
 def write_report(run: RunFolder, results: dict[str, Any]) -> None:
     """Write results.json, curves.png and report.md."""
-    run.write_json("results.json", results)
     plot_curves(run.read_log(), ("loss", "perplexity"), run.folder / "curves.png")
     data, model, training = results["data"], results["model"], results["training"]
     removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
@@ -261,6 +271,7 @@ def write_report(run: RunFolder, results: dict[str, Any]) -> None:
             quoted = "\n".join(f"> {line}" for line in (row[who] or "(nothing)").splitlines())
             parts.append(f"**{who}**\n\n{quoted}")
     (run.folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from gpt2.stopping import catch_signals
 
 _LOCK = ".lock"
 
-# All that a run writes. --overwrite removes these and nothing else.
+# All that a run writes. --overwrite removes these and nothing else, in this order: what tells that
+# the folder is a run goes last, so that after a kill in between --overwrite still works.
 _CONTENTS = (
-    "config.json", "metrics.jsonl", "before.json", "results.json", "report.md", "curves.png",
-    "best", "best.new", "best.old", "last", "last.new", "last.old",
+    "results.json", "before.json", "report.md", "curves.png", "best", "best.new", "best.old",
+    "last", "last.new", "last.old", "metrics.jsonl", "config.json",
 )  # fmt: skip
 
 
@@ -41,6 +42,10 @@ class RunSettings:
     resume: str = flag(
         "", "go on with the run in this folder, with its settings, as if it had never stopped; "
         "`auto` goes on with the run in --out if there is one, and starts it if not"
+    )  # fmt: skip
+    export: str = flag(
+        "", "folder that gets the trained model in the Hugging Face layout, for transformers",
+        may_change=True,
     )  # fmt: skip
     seed: int = flag(
         1, "the same seed on the same machine gives the same numbers", at_least=0, at_most=2**32 - 1
@@ -84,7 +89,8 @@ class RunFolder:
         folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out {folder}: is a file, not a folder")
-        if folder.exists() and any(file.name != _LOCK for file in folder.iterdir()):
+        left_by_a_kill_in_start = {_LOCK, "config.json.new"}
+        if folder.exists() and {file.name for file in folder.iterdir()} - left_by_a_kill_in_start:
             if not (folder / "config.json").is_file() or not (folder / "metrics.jsonl").is_file():
                 raise UserError(f"--out {folder}: holds something that is not a run; name another")
             if not self.overwrite:
@@ -95,8 +101,8 @@ class RunFolder:
 
     def start(self, settings: dict[str, Any], device: str) -> None:
         """Take hold of the folder and write config.json: every setting, the command line, versions,
-        device, git commit. A new run empties it of an overwritten one. From here on Ctrl-C and
-        SIGTERM end the run where it can go on.
+        device, git commit. A new run empties it of an overwritten one; a resumed one changes
+        nothing before `keep_log`. From here on Ctrl-C and SIGTERM end the run where it can go on.
 
         Raises UserError if it cannot be written or if another process holds it.
         """
@@ -118,8 +124,6 @@ class RunFolder:
         if self.resume:
             config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             config["resumed"] = [*config.get("resumed", []), this_start]
-            # Before training is done, the run is not.
-            (self.folder / "results.json").unlink(missing_ok=True)
         else:
             self._check_free()  # once more: another run may have taken it since
             for name in _CONTENTS:
@@ -130,8 +134,10 @@ class RunFolder:
             name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
             for name, value in settings.items()
         }
-        (self.folder / "metrics.jsonl").touch()
-        self.write_json("config.json", config)
+        self._config = config
+        if not self.resume:
+            self.write_json("config.json", config)
+            (self.folder / "metrics.jsonl").touch()
         script = shlex.quote(os.path.relpath(sys.argv[0]))
         catch_signals(f"python {script} --resume {shlex.quote(str(self.folder))}")
 
@@ -140,13 +146,32 @@ class RunFolder:
         file = self.folder / name
         if not (self.resume and file.exists()):
             self.write_json(name, compute())
-        return json.loads(file.read_text(encoding="utf-8"))
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(
+                f"{file}: is damaged; without it the resumed run computes it anew"
+            ) from None
 
     def keep_log(self, records: int) -> None:
         """Cut metrics.jsonl after its first `records` lines: a resumed run writes the others anew,
-        and a kill may have left half a line."""
+        and a kill may have left half a line. Call it when nothing can refuse to resume any more:
+        the run takes its new settings here, and is no longer complete.
+
+        Raises UserError if one of these lines is no record.
+        """
         file = self.folder / "metrics.jsonl"
         lines = file.read_bytes().splitlines(keepends=True)[:records] if file.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                json.loads(line)
+            except ValueError:
+                raise UserError(f"{file}: line {number} is damaged; mend or remove it") from None
+        if len(lines) < records:
+            print(f"{file}: {records - len(lines)} of {records} lines are gone; going on without")
+        if self.resume:
+            (self.folder / "results.json").unlink(missing_ok=True)
+            self.write_json("config.json", self._config)
         write_file(file, b"".join(lines))
         self.log_records = len(lines)
 

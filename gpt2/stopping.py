@@ -55,4 +55,7 @@ def _remember(number: int, frame: FrameType | None) -> None:
         signal.signal(each, signal.SIG_DFL)
     # not print(), which fails if the signal came in the middle of another print()
     message = f"\n{_SIGNALS[number]}: stopping after this batch; once more stops at once\n"
-    os.write(sys.__stderr__.fileno(), message.encode())
+    try:
+        os.write(sys.__stderr__.fileno(), message.encode())
+    except (OSError, AttributeError):
+        pass  # nobody reads it: the same Ctrl-C has ended `2>&1 | tee log`, or it was closed

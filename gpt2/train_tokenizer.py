@@ -21,6 +21,7 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.files import clean_text, read_table
 from gpt2.tokenizer import save_encoding
+from gpt2.tokenizer_files import byte_characters
 
 
 @dataclass
@@ -39,7 +40,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
         raise UserError("training a tokenizer needs one more package: pip install tokenizers")
     trainer = ByteLevelBPETokenizer()
     trainer.train_from_iterator(texts, vocab_size=vocab_size - 1, show_progress=False)
-    byte_of = {character: byte for byte, character in _byte_characters().items()}
+    byte_of = {character: byte for byte, character in byte_characters().items()}
     ranks = {
         bytes(byte_of[character] for character in token): rank
         for token, rank in trainer.get_vocab().items()
@@ -51,16 +52,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
         special_tokens={ENDOFTEXT: len(ranks)},
         explicit_n_vocab=len(ranks) + 1,
     )
-
-
-def _byte_characters() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: itself where that is printable, else a character
-    from 256 on."""
-    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {
-        byte: chr(256 + number) for number, byte in enumerate(others)
-    }
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -27,7 +26,7 @@ from gpt2.checkpoint import (
     save_checkpoint,
 )
 from gpt2.command_line import UserError, flag, out_of_memory
-from gpt2.durable import whole_folder
+from gpt2.durable import check_folder, whole_folder
 from gpt2.run_folder import RunFolder
 from gpt2.stopping import Stopped, stop_if_asked
 
@@ -224,13 +223,22 @@ def train(
     save_steps, save_seconds = _parse_save_every(config.save_every)
 
     # --- from the start, or from where the run stopped
-    data = hashlib.sha256(np.ascontiguousarray(dataset.lengths)).hexdigest()
+    data = _checksum(dataset)
     progress = Progress()  # what it counts is read and written here, and saved with the weights
     if run.resume and whole_folder(run.folder / "last").exists():
         progress = load_training(run.folder / "last", model, optimizer, data)
-        tqdm.write(f"going on after step {progress.step} of {steps}")
         if progress.step > steps:
-            raise UserError(f"the run has {progress.step} steps already; --epochs must be more")
+            raise UserError(
+                f"{run.folder}: has {progress.step} steps already, but --epochs or --max-steps ask "
+                f"for {steps}; raise them"
+            )
+        tqdm.write(f"going on after step {progress.step} of {steps}")
+        if progress.best_loss is not None and progress.step < steps:
+            try:
+                check_folder(whole_folder(run.folder / "best"))
+            except UserError as error:
+                tqdm.write(f"{error}; the next evaluation saves best/ anew")
+                progress.best_loss, progress.evaluations_since_best = None, 0
     run.keep_log(progress.log_records)
     random_state = capture_random_state()
     saved_at = time.monotonic()
@@ -383,6 +391,15 @@ def train(
         best_step=progress.best_step,
         stopped_early=progress.step < steps,
     )
+
+
+def _checksum(dataset: Dataset) -> str:
+    """SHA-256 of all rows. Lengths alone would miss a corrected label."""
+    digest = hashlib.sha256()
+    for row in range(len(dataset)):
+        for tensor in dataset[row]:
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _parse_save_every(text: str) -> tuple[int, float]:

@@ -55,7 +55,12 @@ class DataSettings:
         "input", "column with what the instruction is about; a file need not have it"
     )
     output_column: str = flag("output", "column with the answer")
-    max_train: int = flag(0, "training rows kept, chosen by the seed; 0 keeps all", at_least=0)
+    split_seed: int = flag(
+        1, "which rows are for training, validation and test, and which --max-... keeps; apart "
+        "from --seed, so that runs of several seeds are tested on the same rows", at_least=0,
+        at_most=2**32 - 1,
+    )  # fmt: skip
+    max_train: int = flag(0, "training rows kept; 0 keeps all", at_least=0)
     max_validation: int = flag(
         0,
         "validation rows kept; 0 keeps all, or the share of them that --max-train keeps",

@@ -13,6 +13,7 @@ import dataclasses
 import os
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,13 @@ from gpt2.building import (
     check_max_length,
     choose_config,
     count_parameters,
+    describe_parameters,
+    initial_weights,
+    model_name,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
+from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
@@ -74,15 +79,18 @@ def main() -> None:
     seed = run_settings.seed
     template = Template()
     run = RunFolder.choose(
-        run_settings, f"instruction-{source_name(data.data)}-{model_settings.model}"
+        run_settings, f"instruction-{source_name(data.data)}-{model_name(model_settings)}"
     )
 
     # ---- data, model, tokens
     gpt2_config, encoding = choose_config(model_settings)
     check_max_length(data.max_length, gpt2_config)
-    splits = load_splits(data, template, encoding, seed)
+    if run_settings.export:
+        check_export(Path(run_settings.export))
+    splits = load_splits(data, template, encoding, data.split_seed)
     check_batch_size(data.data, len(splits.train), config.batch_size)
-    model = build_model(gpt2_config, LanguageModelHead, config.train, seed).to(device)
+    model, origin = build_model(model_settings, gpt2_config, LanguageModelHead, config.train, seed)
+    model.to(device)
     datasets = {
         split: InstructionDataset(
             frame.rows(),
@@ -98,8 +106,8 @@ def main() -> None:
     parameters, trainable = count_parameters(model)
     arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
     print(
-        f"model: {model_settings.model}, {model_settings.init} weights, {parameters:,} parameters, "
-        f"{trainable:,} trained; {arithmetic} on {device}"
+        f"model: {model_name(model_settings)}, {origin}, "
+        f"{describe_parameters(model, config.weight_decay)}; {arithmetic} on {device}"
     )
     run.start(
         {"data": data, "model": model_settings, "training": config, "evaluation": evaluation,
@@ -168,8 +176,9 @@ def main() -> None:
         "data": describe_splits(splits)
         | {"truncated": {split: dataset.truncated for split, dataset in datasets.items()}},
         "model": {
-            "name": model_settings.model,
-            "init": model_settings.init,
+            "name": model_name(model_settings),
+            "init": initial_weights(model_settings),
+            "origin": origin,
             "max_length": data.max_length,
             "parameters": parameters,
             "trainable": trainable,
@@ -185,6 +194,8 @@ def main() -> None:
     print(f"\n{comparison_table(results)}\n")
     print(describe_training(results["training"]))
     print(f"everything of this run: {run.folder / 'report.md'}")
+    if run_settings.export:
+        export(run.folder, Path(run_settings.export))
     script = os.path.relpath(os.path.join(os.path.dirname(__file__), "respond.py"))
     print("\nnext, ask the model yourself:")
     print(f'  python {script} {shlex.quote(str(run.folder))} "Name three colours."')

@@ -65,9 +65,9 @@ def task_records(before: Sequence[str], after: Sequence[str]) -> list[dict[str, 
 
 def write_report(run: RunFolder, results: dict[str, Any]) -> None:
     """Write results.json, curves.png and report.md."""
-    run.write_json("results.json", results)
     plot_curves(run.read_log(), ("loss", "perplexity"), run.folder / "curves.png")
     (run.folder / "report.md").write_text(_report(results), encoding="utf-8")
+    run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 
 def _report(results: dict[str, Any]) -> str:

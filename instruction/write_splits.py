@@ -22,9 +22,6 @@ class OutputSettings:
     """Output"""
 
     out: str = flag("", "new folder that gets the three files")
-    seed: int = flag(
-        1, "the split depends on it; take that of the tuning", at_least=0, at_most=2**32 - 1
-    )
 
 
 def main() -> None:
@@ -34,7 +31,7 @@ def main() -> None:
     folder = Path(output.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out {folder}: is there already; name a new folder")
-    splits = load_splits(data, Template(), get_encoding("mini"), output.seed)
+    splits = load_splits(data, Template(), get_encoding("mini"), data.split_seed)
     folder.mkdir(parents=True, exist_ok=True)
     for split, frame in splits.items():
         frame.write_ndjson(folder / f"{split}.jsonl")

@@ -9,8 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
+from small_hub import SmallHub, turn_client_to
 
 from gpt2 import command_line
+from gpt2.heads import LanguageModelHead
+from gpt2.model import GPT2, SIZES, GPT2Config
+from gpt2.pretrained import RELEASED, to_stored_names
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"  # real data, where somebody put it; tests pass without
@@ -108,3 +114,24 @@ def call_script(tmp_path, monkeypatch, capsys):
         return subprocess.CompletedProcess(arguments, status, printed.out, printed.err)
 
     return call
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub that has a tiny GPT-2 under the name of the released one; this process, with a cache of
+    its own, asks there."""
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=8)  # the released vocabulary and context
+    monkeypatch.setitem(SIZES, "gpt2", config)
+    torch.manual_seed(0)
+    model = GPT2(config, LanguageModelHead(config))
+    weights = to_stored_names(model)
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    weights["h.0.attn.bias"] = torch.ones(1, 1, 4, 4).tril()  # as the released files have it
+    files = {"model.safetensors": save(weights)}
+    with SmallHub(*RELEASED["gpt2"], files, "models") as hub:
+        hub.model, hub.cache = model, tmp_path / "hub cache"
+        turn_client_to(hub, monkeypatch)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub.cache))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
+        yield hub

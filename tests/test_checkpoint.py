@@ -254,6 +254,9 @@ def test_a_full_tmpfs(tmp_path):
         with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written .*No space left"):
             for _ in range(10_000):
                 run.log({"step": 1, "filling": "x" * 1000})
+        with pytest.raises(UserError, match=r"results.json: cannot be written .*No space left"):
+            run.write_json("results.json", "x" * 200_000)
+        assert not list(mounted.glob("*.new"))
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
 

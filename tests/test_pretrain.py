@@ -296,12 +296,12 @@ def test_a_tiny_text_is_learnt_by_heart(call_script, tmp_path):
 
 
 def test_held_out_instructions_stay_out(call_script, tmp_path):
-    """write_splits.py writes the rows of the tuning with the same seed; a folder of them without
-    its validation and test files is what pre-training may see."""
+    """write_splits.py writes the rows of the tuning with the same --split-seed; a folder of them
+    without its validation and test files is what pre-training may see."""
     from instruction.data import DataSettings, load_splits
     from instruction.template import Template
 
-    done = call_script("instruction/write_splits.py", "--out", "splits/own", "--seed", 3)
+    done = call_script("instruction/write_splits.py", "--out", "splits/own", "--split-seed", 3)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "splits/own"
     splits = load_splits(DataSettings(), Template(), MINI, 3)

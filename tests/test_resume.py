@@ -168,6 +168,27 @@ def task(request):
     return request.param
 
 
+def test_a_second_ctrl_c_ends_at_once():
+    """Even inside a batch, where nothing asks whether to stop."""
+
+    def interrupted_twice():
+        stopping.catch_signals("")
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping._asked == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert in_child(interrupted_twice) == -signal.SIGINT
+
+
+def test_a_changed_label_is_refused(tmp_path):
+    """It changes no length of any row."""
+    data = datasets("classification")
+    run_task("classification", data, tmp_path / "run", resume=False)
+    data[0].labels[3] = 1 - data[0].labels[3]
+    with pytest.raises(UserError, match="training rows are not those"):
+        run_task("classification", data, tmp_path / "run", resume=True)
+
+
 def test_stopped_at_20_places_and_resumed_the_bytes_are_those_of_an_unbroken_run(task, tmp_path):
     data = datasets(task)
     events = tmp_path / "events"

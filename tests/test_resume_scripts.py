@@ -1,7 +1,8 @@
 """--resume, --save-every, Ctrl-C and SIGTERM, as a user meets them."""
 
+import errno
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,7 @@ def what_counts(folder):
 def test_stopped_by_signals_and_resumed_a_run_ends_as_an_unbroken_one(
     command, script_environment, call_script, tmp_path
 ):
+    command = (*command, "--epochs", 4)  # long enough not to end before a late signal
     unbroken = call_script(*command, "--out", "unbroken")
     assert unbroken.returncode == 0, unbroken.stderr
 
@@ -80,20 +82,7 @@ def test_stopped_by_signals_and_resumed_a_run_ends_as_an_unbroken_one(
     assert "going on after step" in resumed.stdout
     assert what_counts(run) == what_counts(tmp_path / "unbroken")
     config = json.loads((run / "config.json").read_text())
-    assert len(config["resumed"]) == 2 and config["settings"]["training"]["epochs"] == 2
-
-
-def test_a_second_ctrl_c_ends_at_once_and_costs_nothing(script_environment, call_script, tmp_path):
-    process = start(script_environment, tmp_path, *CLASSIFY, "--save-every", 1, "--out", "run")
-    wait_for(process, tmp_path / "run/metrics.jsonl", 2)
-    process.send_signal(signal.SIGSTOP)  # both arrive before it can stop by itself
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    time.sleep(0.002)
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode in (-signal.SIGINT, 130)
-    assert call_script(TRAIN, "--resume", "run").returncode == 0
+    assert len(config["resumed"]) == 2 and config["settings"]["training"]["epochs"] == 4
 
 
 def test_contradictions_completion_and_more_epochs(call_script, tmp_path):
@@ -128,8 +117,12 @@ def test_contradictions_completion_and_more_epochs(call_script, tmp_path):
         assert complete.returncode == 0 and "this run is complete" in complete.stdout
     assert (tmp_path / "run/report.md").read_bytes() == before
 
+    kept = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.json",
+            "results.json", "metrics.jsonl")}  # fmt: skip
     fewer = call_script(TRAIN, "--resume", "run", "--epochs", 1)
     assert fewer.returncode == 2 and "has 20 steps already" in fewer.stderr
+    for name, content in kept.items():
+        assert (tmp_path / "run" / name).read_bytes() == content, f"{name} of a refused resume"
     more = call_script(TRAIN, "--resume", "run", "--epochs", 3, "--log-every", 5)
     assert more.returncode == 0, more.stderr
     results = json.loads((tmp_path / "run/results.json").read_text())
@@ -137,6 +130,64 @@ def test_contradictions_completion_and_more_epochs(call_script, tmp_path):
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     steps = [record["step"] for record in log if "loss" in record]
     assert steps == [3, 6, 9, 12, 15, 18, 20, 25, 30]
+
+
+def test_ctrl_c_that_ends_tee_as_well_loses_nothing(script_environment, tmp_path):
+    """`train_gpt.py 2>&1 | tee log`: at Ctrl-C nobody reads what the run has to say."""
+    process = start(script_environment, tmp_path, *CLASSIFY, "--epochs", 300, "--evaluate-every",
+                    10_000, "--out", "run")  # fmt: skip
+    wait_for(process, tmp_path / "run/metrics.jsonl", 2)
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    progress = json.loads((tmp_path / "run/last/training.json").read_text())["progress"]
+    assert progress["step"] >= 3
+
+
+def test_a_damaged_run_folder_is_named_or_mended(call_script, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert call_script(*CLASSIFY, "--out", "run").returncode == 0
+    (run / "results.json").unlink()
+
+    for name, damage in (("before.json", "{"), ("metrics.jsonl", "{\n" * 20)):
+        content = (run / name).read_bytes()
+        (run / name).write_text(damage)
+        ended = call_script(TRAIN, "--resume", "run")
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+        assert f"{name}: " in ended.stderr and "is damaged" in ended.stderr
+        (run / name).write_bytes(content)
+
+    def full_disk(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "curves.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("classification.report.plot_curves", full_disk)
+        ended = call_script(TRAIN, "--resume", "run")
+    assert ended.returncode == 2 and "No space left on device" in ended.stderr
+    (run / "report.md").unlink()
+    assert call_script(TRAIN, "--resume", "run").returncode == 0  # it was not complete
+    assert (run / "report.md").exists() and (run / "results.json").exists()
+
+    shutil.rmtree(run / "best")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-2]))
+    ended = call_script(TRAIN, "--resume", "run", "--max-steps", 22, "--epochs", 3)
+    assert ended.returncode == 0, ended.stderr
+    assert "saves best/ anew" in ended.stdout and "2 of 11 lines are gone" in ended.stdout
+    assert "best step 21" in ended.stdout or "best step 22" in ended.stdout
+
+
+def test_a_start_that_a_kill_has_cut_short_can_be_repeated(call_script, tmp_path, monkeypatch):
+    def killed(self, name, content):
+        (self.folder / f"{name}.new").touch()
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt2.run_folder.RunFolder.write_json", killed)
+        assert call_script(*CLASSIFY, "--out", "run").returncode == 137
+    again = call_script(*CLASSIFY, "--max-steps", 1, "--resume", "auto", "--out", "run")
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_run_stopped_before_its_first_save_starts_again(call_script, tmp_path):

@@ -179,7 +179,7 @@ def test_imdb_is_downloaded_once_and_then_read_from_the_cache(run_script, tmp_pa
         train = ("classification/train_gpt.py", "--data", "imdb", *TINY, "--batch-size", 8)
         first = run_script(*train, "--out", "one", environment=online)
         assert first.returncode == 0, first.stderr
-        fetched = {path for command, path in hub.requests if command == "GET" and "resolve" in path}
+        fetched = {path for command, path in hub.requests if command == "GET" and "storage" in path}
         assert len(fetched) == 2 and not any("unsupervised" in path for path in fetched)
     second = run_script(*train, "--out", "two", environment=online)  # the server is gone
     assert second.returncode == 0, second.stderr

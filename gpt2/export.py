@@ -1,0 +1,239 @@
+"""A fine-tuned model out, as a folder that transformers loads without this project.
+
+The tokenizer that goes with it does to a text what prediction does here, as far as its own means
+go, so that a pipeline gives this project's labels and this project's greedy text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from gpt2.building import open_source
+from gpt2.checkpoint import Checkpoint, load_checkpoint
+from gpt2.command_line import UserError, flag, parse_flags
+from gpt2.generation import SamplingSettings
+from gpt2.model import GPT2
+from gpt2.model_card import model_card
+from gpt2.pretrained import ARCHITECTURES, to_stored_names
+from gpt2.tokenizer_files import write_tokenizer_files
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# gpt2.files.clean_text, which prediction calls, without its first step: a tokenizer cannot turn
+# "&#345;" into a letter. Python's white space is Unicode's and the four separators 1c to 1f.
+_CLEANING = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Replace", "pattern": {"Regex": r"(?i)<br\s*/?>"}, "content": " "},
+        {"type": "Replace", "pattern": {"Regex": r"[\s\x1c-\x1f]+"}, "content": " "},
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+    ],
+}
+
+
+@dataclass
+class ExportSettings:
+    """Export"""
+
+    dtype: str = flag(
+        "float32",
+        "what the weights are stored in; the others take half the space",
+        choices=tuple(DTYPES),
+    )
+
+
+def check_export(folder: Path, pooling: str | None = None) -> None:
+    """Raises UserError if nothing can be exported to `folder`, or not with this `pooling`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is not an empty folder; name a new one to export to")
+    if pooling not in (None, "last"):
+        raise UserError(
+            f"a classifier with pooling {pooling} cannot be exported: transformers' "
+            f"{ARCHITECTURES['classification']} looks at the last token of a text and nothing "
+            "else; train with --pooling last"
+        )
+
+
+def export(run: Path, folder: Path, dtype: str = "float32") -> None:
+    """Write the best model of `run`, a run folder or checkpoint, to the new `folder` in the Hugging
+    Face layout, and print how to use it. `dtype` is what the weights are stored in.
+
+    Raises UserError if `run` holds no model, if transformers has none like it, or if `folder` is
+    taken or cannot be written; there is then no half of it.
+    """
+    source = open_source(run)
+    if source.kind != "checkpoint":
+        raise UserError(f"{run}: is not a run of this project, but in the Hugging Face layout")
+    check_export(folder, source.pooling)
+    model, checkpoint = load_checkpoint(source.folder, source.task)
+    beside = [run / "results.json", source.folder.parent / "results.json"]
+    results = next((json.loads(f.read_text("utf-8")) for f in beside if f.is_file()), {})
+
+    temporary = folder.with_name(folder.name + ".new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        weights = {
+            name: tensor.to(DTYPES[dtype]) for name, tensor in to_stored_names(model).items()
+        }
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        _write_tokenizer(temporary, model, checkpoint)
+        _write_json(temporary / "config.json", _config(model, checkpoint, dtype))
+        if "labels" not in checkpoint.settings:
+            _write_json(temporary / "generation_config.json", _generation_config(checkpoint))
+        card = model_card(folder.resolve().name, model, checkpoint, results)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        for file in temporary.iterdir():  # safetensors makes files only their owner reads
+            shutil.copymode(temporary / "config.json", file)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder}: cannot be written ({reason})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"exported to {folder}; see {folder / 'README.md'}")
+
+
+def _config(model: GPT2, checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    config, end = model.config, checkpoint.encoding.eot_token
+    labels = checkpoint.settings.get("labels")
+    head = "classification" if labels else "language model"
+    content = {
+        "architectures": [ARCHITECTURES[head]],
+        "model_type": "gpt2",
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_positions": config.n_positions,
+        "vocab_size": config.vocab_size,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        # The classifier of transformers knows a pad by its id, and looks at the last other token.
+        # That is safe with a token that no text is cut into, which split_special_tokens sees to.
+        "pad_token_id": end,
+        "torch_dtype": dtype,
+    }
+    if labels:
+        content["problem_type"] = "single_label_classification"
+        content["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        content["label2id"] = {label: number for number, label in enumerate(labels)}
+    return content
+
+
+def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    end = checkpoint.encoding.eot_token
+    return {
+        "do_sample": False,
+        "max_new_tokens": SamplingSettings().max_new_tokens,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+
+
+def _write_tokenizer(folder: Path, model: GPT2, checkpoint: Checkpoint) -> None:
+    encoding = checkpoint.encoding
+    end = encoding.decode([encoding.eot_token])
+    special = {name: end for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    settings: dict[str, Any] = {
+        # GPT2Tokenizer would read vocabulary and merges alone and leave the normalizer out.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    if "labels" in checkpoint.settings:
+        settings |= {
+            "model_max_length": checkpoint.settings["max_length"],
+            "padding_side": "right",
+            # "<|endoftext|>" inside a text is thirteen characters, as it was in training.
+            "split_special_tokens": True,
+        }
+        write_tokenizer_files(encoding, folder, _CLEANING)
+    else:
+        settings |= {"model_max_length": model.config.n_positions, "padding_side": "left"}
+        write_tokenizer_files(encoding, folder)
+    if "template" in checkpoint.settings:
+        settings["chat_template"] = chat_template(**checkpoint.settings["template"])
+        (folder / "chat_template.jinja").write_text(settings["chat_template"], encoding="utf-8")
+    _write_json(folder / "tokenizer_config.json", settings)
+    _write_json(folder / "special_tokens_map.json", special)
+
+
+def chat_template(with_input: str, without_input: str) -> str:
+    """The prompt template in Jinja. A message of the user is an instruction, with what it is about
+    as the message's `input`, if there is any; an answer ends with the end token.
+
+    >>> print(chat_template("{instruction} ({input}): ", "{instruction}: "))
+    {%- for message in messages -%}
+    {%- if message.role == 'user' -%}
+    {%- if message.input -%}
+    {{- '' + message.content + ' (' + message.input + '): ' -}}
+    {%- else -%}
+    {{- '' + message.content + ': ' -}}
+    {%- endif -%}
+    {%- elif message.role == 'assistant' -%}
+    {{- message.content + eos_token -}}
+    {%- else -%}
+    {{- raise_exception('the roles are user and assistant') -}}
+    {%- endif -%}
+    {%- endfor -%}
+    """
+    # ascii() writes a string as Python does, and Jinja reads the same escapes.
+    before, after = with_input.split("{input}")
+    instruction = " + message.content + "
+    before = instruction.join(ascii(part) for part in before.split("{instruction}"))
+    without = instruction.join(ascii(part) for part in without_input.split("{instruction}"))
+    return "\n".join(
+        [
+            "{%- for message in messages -%}",
+            "{%- if message.role == 'user' -%}",
+            "{%- if message.input -%}",
+            "{{- " + before + " + message.input + " + ascii(after) + " -}}",
+            "{%- else -%}",
+            "{{- " + without + " -}}",
+            "{%- endif -%}",
+            "{%- elif message.role == 'assistant' -%}",
+            "{{- message.content + eos_token -}}",
+            "{%- else -%}",
+            "{{- raise_exception('the roles are user and assistant') -}}",
+            "{%- endif -%}",
+            "{%- endfor -%}",
+        ]
+    )
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("run", metavar="RUN", type=Path, help="a run folder or checkpoint")
+        parser.add_argument("folder", metavar="FOLDER", type=Path, help="a new folder")
+
+    settings, arguments = parse_flags(
+        [ExportSettings],
+        "Write a fine-tuned model as a folder that transformers loads.",
+        add_arguments=add_arguments,
+    )
+    export(arguments.run, arguments.folder, settings.dtype)

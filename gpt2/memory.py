@@ -1,0 +1,137 @@
+"""Does it fit? What fine-tuning all weights of a GPT-2 takes, computed and measured.
+
+python gpt2/memory.py                       # every built-in size, computed
+python gpt2/memory.py --measure gpt2        # one of them, measured in two steps of training
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from gpt2.building import count_parameters
+from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.model import GPT2, SIZES, GPT2Config
+from gpt2.pretrained import RELEASED
+from gpt2.reporting import format_table
+from gpt2.training import autocast, choose_device, parameter_groups
+
+_GIB = 2**30
+
+
+@dataclass
+class MemorySettings:
+    """Memory"""
+
+    measure: str = flag("", "built-in size to measure: two steps on random weights and tokens")
+    max_length: int = flag(512, "tokens of each row", at_least=1)
+    batch_size: int = flag(8, "rows in memory at once (--micro-batch-size in training)", at_least=1)
+    precision: str = flag(
+        "auto", "arithmetic of matrix products", choices=("auto", "float32", "bfloat16")
+    )
+    device: str = flag(
+        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps")
+    )
+
+
+def count_by_shape(config: GPT2Config) -> int:
+    """The parameters of a language model of this shape, without making one."""
+    with torch.device("meta"):
+        return count_parameters(GPT2(config, LanguageModelHead(config)))[0]
+
+
+def download_size(config: GPT2Config) -> int:
+    """Bytes of a released model.safetensors: float32, and the causal mask of each block with it.
+    What is missing, the file's header, is less than 100 kB."""
+    return 4 * (count_by_shape(config) + config.n_layer * config.n_positions**2)
+
+
+def training_memory(
+    config: GPT2Config, rows: int, length: int, bfloat16: bool, keeps_scores: bool
+) -> int:
+    """Bytes that training all weights takes on `rows` of `length` tokens at once, all real.
+
+    A parameter takes 16 bytes: itself, its gradient and AdamW's two moments, 4 each; and 2 for the
+    copy that bfloat16 is multiplied with. What a block keeps for the way back is, for each token
+    and in widths of the model: both norms' inputs and outputs (4), query, key and value (3), what
+    attention gave, as it came and reshaped (2), and the wide half of the MLP before and after GELU
+    (4 + 4). In bfloat16 all but the norms' 4 take half the bytes, and the norms' outputs are kept
+    once more (2). `keeps_scores`: attention written out, see gpt2/model.py, keeps what each token
+    makes of each other.
+    """
+    parameter = 18 if bfloat16 else 16
+    block = 4 * 4 + (2 + 3 + 2 + 4 + 4) * 2 if bfloat16 else (4 + 3 + 2 + 4 + 4) * 4
+    kept = rows * length * config.n_embd * block
+    if keeps_scores:
+        kept += rows * config.n_head * length**2 * 2
+    return parameter * count_by_shape(config) + config.n_layer * kept
+
+
+def measure(config: GPT2Config, rows: int, length: int, precision: str, device: str) -> int:
+    """The peak of this process's memory, in bytes, over two steps of training; on a GPU, of the
+    GPU's memory that holds tensors."""
+    place = choose_device(device)
+    config = dataclasses.replace(config, dropout=0.0)  # as the scripts train
+    model = GPT2(config, ClassificationHead(config, 2)).to(place)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True)
+    tokens = torch.randint(config.vocab_size, (rows, length), device=place)
+    lengths = torch.full((rows,), length, device=place)
+    targets = torch.zeros(rows, dtype=torch.int64, device=place)
+    for _ in range(2):
+        with autocast(place, precision):
+            loss = F.cross_entropy(model(tokens, lengths).float(), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if place.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    (settings,) = parse_flags([MemorySettings], __doc__.splitlines()[0])
+    if settings.measure and settings.measure not in SIZES:
+        raise UserError(f"--measure {settings.measure}: not one of {', '.join(SIZES)}")
+    device = choose_device(settings.device)
+    bfloat16 = autocast(device, settings.precision)._enabled
+    rows = []
+    for name, config in SIZES.items():
+        if settings.max_length > config.n_positions:
+            raise UserError(
+                f"--max-length {settings.max_length} is beyond {name}'s {config.n_positions}"
+            )
+        if settings.measure not in ("", name):
+            continue
+        computed = training_memory(
+            config,
+            settings.batch_size,
+            settings.max_length,
+            bfloat16,
+            keeps_scores=bfloat16 and device.type == "cpu",
+        )
+        row = [
+            name,
+            f"{count_by_shape(config):,}",
+            f"{download_size(config) / 1e9:.2f} GB" if name in RELEASED else None,
+            f"{computed / _GIB:.1f} GiB",
+        ]
+        if settings.measure:
+            peak = measure(config, settings.batch_size, settings.max_length, settings.precision,
+                           settings.device)  # fmt: skip
+            row.append(f"{peak / _GIB:.1f} GiB")
+        rows.append(row)
+    header = ["model", "parameters", "download", "computed", "measured"]
+    print(f"training all weights on {settings.batch_size} rows of {settings.max_length} tokens, "
+          f"{'bfloat16' if bfloat16 else 'float32'} on {device}\n")  # fmt: skip
+    print(format_table(header[: len(rows[0])], rows))
+
+
+if __name__ == "__main__":
+    run_script(main)
