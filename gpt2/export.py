@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,19 +199,14 @@ def chat_template(with_input: str, without_input: str) -> str:
     {%- endif -%}
     {%- endfor -%}
     """
-    # ascii() writes a string as Python does, and Jinja reads the same escapes.
-    before, after = with_input.split("{input}")
-    instruction = " + message.content + "
-    before = instruction.join(ascii(part) for part in before.split("{instruction}"))
-    without = instruction.join(ascii(part) for part in without_input.split("{instruction}"))
     return "\n".join(
         [
             "{%- for message in messages -%}",
             "{%- if message.role == 'user' -%}",
             "{%- if message.input -%}",
-            "{{- " + before + " + message.input + " + ascii(after) + " -}}",
+            "{{- " + _jinja_string(with_input) + " -}}",
             "{%- else -%}",
-            "{{- " + without + " -}}",
+            "{{- " + _jinja_string(without_input) + " -}}",
             "{%- endif -%}",
             "{%- elif message.role == 'assistant' -%}",
             "{{- message.content + eos_token -}}",
@@ -220,6 +216,14 @@ def chat_template(with_input: str, without_input: str) -> str:
             "{%- endfor -%}",
         ]
     )
+
+
+def _jinja_string(prompt: str) -> str:
+    """The expression in Jinja that gives `prompt` with its placeholders filled."""
+    values = {"{instruction}": "message.content", "{input}": "message.input"}
+    parts = re.split(r"(\{instruction\}|\{input\})", prompt)
+    # ascii() writes a string as Python does, and Jinja reads the same escapes.
+    return " + ".join(values.get(part) or ascii(part) for part in parts)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

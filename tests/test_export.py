@@ -106,7 +106,8 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize(
-    "template", [Template(), Template(**TEMPLATE), Template("é{input}🎬'", "\\n")]
+    "template",
+    [Template(), Template(**TEMPLATE), Template("é{input}🎬'{instruction}", "\\n{instruction}")],
 )
 def test_the_chat_template_is_the_prompt(template, tmp_path, capsys):
     from transformers import AutoTokenizer

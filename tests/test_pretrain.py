@@ -287,7 +287,8 @@ def test_a_tiny_text_is_learnt_by_heart(call_script, tmp_path):
     (tmp_path / "verse.txt").write_text("the rain it rains every day " * 8)
     done = call_script(SCRIPT, "--data", "verse.txt", "--model", "scratch", "--n-layer", 1,
                        "--n-embd", 32, "--validation-share", 0.2, "--epochs", 240,
-                       "--learning-rate", 3e-3, "--out", "run")  # fmt: skip
+                       "--learning-rate", 3e-3, "--evaluate-every", 240,
+                       "--out", "run")  # fmt: skip
     assert done.returncode == 0, done.stderr
     after = json.loads((tmp_path / "run/results.json").read_text())["after"]["validation"]
     logged = read_jsonl(tmp_path / "run/metrics.jsonl")
