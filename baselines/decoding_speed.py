@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 
 from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.device import autocast, choose_device
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, SIZES
 from gpt2.reporting import format_table
-from gpt2.training import autocast, choose_device
 
 NEVER = -1  # a stop token that no row meets: every run makes the same number of tokens
 

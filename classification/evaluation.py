@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from classification.data import IMDbDataset
 from gpt2.batching import Batch, collate, sorted_batches
+from gpt2.device import autocast
 from gpt2.stopping import stop_if_asked
-from gpt2.training import autocast
 
 
 def classification_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:

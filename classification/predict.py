@@ -26,9 +26,9 @@ from classification.data import IMDbDataset
 from classification.evaluation import predict_log_probabilities
 from gpt2.checkpoint import load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.device import choose_device
 from gpt2.files import clean_text
 from gpt2.model import GPT2
-from gpt2.training import choose_device
 
 _CHUNK = 4096  # texts in memory at once; sorted by length inside a chunk, so little is padded
 

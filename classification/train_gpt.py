@@ -43,11 +43,12 @@ from gpt2.building import (
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
+from gpt2.device import autocast, choose_device
 from gpt2.export import check_export, export
 from gpt2.heads import POOLINGS, ClassificationHead
 from gpt2.reporting import describe_training, explain_not_finite
 from gpt2.run_folder import RunFolder, RunSettings
-from gpt2.training import NotFinite, TrainingConfig, autocast, choose_device, train
+from gpt2.training import NotFinite, TrainingConfig, train
 
 
 @dataclass

@@ -67,6 +67,8 @@ class Progress:
     seconds: float = 0.0  # in steps; evaluation and saving left out
     real_tokens: int = 0  # padding left out
     all_tokens: int = 0
+    # of all random generators, when the step began that is to be done next
+    random_state: dict[str, Any] | None = None
 
 
 def save_checkpoint(
@@ -75,11 +77,10 @@ def save_checkpoint(
     checkpoint: Checkpoint,
     progress: Progress,
     optimizer: torch.optim.Optimizer | None = None,
-    random_state: dict[str, Any] | None = None,
     data: str = "",
 ) -> None:
-    """Put a checkpoint in the place of `folder`; with `optimizer`, `random_state` and `data` (a
-    checksum of the training rows), one to resume from.
+    """Put a checkpoint in the place of `folder`; with `optimizer` and `data` (a checksum of the
+    training rows), one to resume from.
 
     Raises UserError if it cannot be written; `folder` is then as it was.
     """
@@ -97,8 +98,7 @@ def save_checkpoint(
         _write_json(new / "config.json", description)
         if optimizer:
             save_file(_on_cpu(_optimizer_tensors(model, optimizer)), new / "optimizer.safetensors")
-            training = {"progress": dataclasses.asdict(progress), "random": random_state,
-                        "data": data}  # fmt: skip
+            training = {"progress": dataclasses.asdict(progress), "data": data}
             _write_json(new / "training.json", training)
 
 
@@ -116,7 +116,7 @@ def load_training(
     try:
         training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         progress = Progress(**training["progress"])
-        random_state, data_then = training["random"], training["data"]
+        data_then = training["data"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'training.json'}: cannot be resumed from ({error!r})") from None
     if data_then != data:
@@ -134,7 +134,7 @@ def load_training(
                 for key, tensor in moments.items()
                 if key.startswith(prefix)
             }
-    set_random_state(random_state)
+    set_random_state(progress.random_state)
     return progress
 
 

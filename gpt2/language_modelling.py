@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from gpt2.batching import IGNORE, Batch, collate, sorted_batches
+from gpt2.device import autocast
 from gpt2.heads import LanguageModelHead
 from gpt2.stopping import stop_if_asked
-from gpt2.training import autocast
 
 _CHUNK = 512  # targets whose logits are in memory at once
 

@@ -26,6 +26,7 @@ from gpt2.checkpoint import (
     save_checkpoint,
 )
 from gpt2.command_line import UserError, flag, out_of_memory
+from gpt2.device import autocast
 from gpt2.durable import check_folder, whole_folder
 from gpt2.run_folder import RunFolder
 from gpt2.stopping import Stopped, stop_if_asked
@@ -159,34 +160,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "mps" means here. Raises UserError if there is no
-    such device."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next((kind for kind, there in available.items() if there), "cpu")
-    elif not available.get(name, True):
-        raise UserError(f"--device {name}: this torch sees no such device; use --device cpu")
-    return torch.device(name)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context for a forward pass: matrix products in bfloat16 or not; weights, gradients and
-    the residual stream stay float32 either way."""
-    if precision == "auto":
-        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere and later
-    # Without these instructions bfloat16 is emulated, and several times slower than float32.
-    return device.type == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
-
-
 def train(
     model: nn.Module,
     dataset: Dataset,
@@ -224,37 +197,21 @@ def train(
 
     # --- from the start, or from where the run stopped
     data = _checksum(dataset)
-    progress = Progress()  # what it counts is read and written here, and saved with the weights
+    progress = Progress()  # what the loop counts; saved with the weights
     if run.resume and whole_folder(run.folder / "last").exists():
-        progress = load_training(run.folder / "last", model, optimizer, data)
-        if progress.step > steps:
-            raise UserError(
-                f"{run.folder}: has {progress.step} steps already, but --epochs or --max-steps ask "
-                f"for {steps}; raise them"
-            )
-        tqdm.write(f"going on after step {progress.step} of {steps}")
-        if progress.best_loss is not None and progress.step < steps:
-            try:
-                check_folder(whole_folder(run.folder / "best"))
-            except UserError as error:
-                tqdm.write(f"{error}; the next evaluation saves best/ anew")
-                progress.best_loss, progress.evaluations_since_best = None, 0
+        progress = _go_on(run, model, optimizer, data, steps)
     run.keep_log(progress.log_records)
-    random_state = capture_random_state()
     saved_at = time.monotonic()
     bar = tqdm(total=steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True)
 
     def save_last() -> None:
         nonlocal saved_at
         progress.log_records = run.log_records
-        save_checkpoint(
-            run.folder / "last", model, checkpoint, progress, optimizer, random_state, data
-        )
+        save_checkpoint(run.folder / "last", model, checkpoint, progress, optimizer, data)
         saved_at = time.monotonic()
 
     def evaluate_and_save() -> None:
-        nonlocal random_state
-        random_state = capture_random_state()
+        progress.random_state = capture_random_state()
         model.eval()
         metrics = evaluate()
         model.train()
@@ -277,27 +234,30 @@ def train(
                 progress.best_loss, progress.best_step = metrics["loss"], progress.step
                 progress.evaluations_since_best = 0
                 save_checkpoint(run.folder / "best", model, checkpoint, progress)
-            random_state = capture_random_state()
+            progress.random_state = capture_random_state()
             save_last()
 
     def evaluation_is_due() -> bool:
         at = progress.step
         return (at % evaluate_every == 0 or at == steps) and progress.evaluated_at != at
 
+    def finished() -> bool:
+        patient = not config.patience or progress.evaluations_since_best < config.patience
+        return progress.step >= steps or not patient
+
     model.train()
     try:
         if evaluation_is_due():
             evaluate_and_save()
 
-        for epoch in range(progress.step // steps_per_epoch, epochs):
+        while not finished():
+            epoch, place = divmod(progress.step, steps_per_epoch)
             batches = shuffled_batches(dataset.lengths, config.batch_size, seed, epoch)
-            for rows in batches[progress.step % steps_per_epoch :]:
-                if progress.step >= steps or (
-                    config.patience and progress.evaluations_since_best >= config.patience
-                ):
+            for rows in batches[place:]:
+                if finished():
                     break
                 started = time.perf_counter()
-                random_state = capture_random_state()
+                progress.random_state = capture_random_state()
 
                 # --- forward and backward, one micro-batch after the other
                 loss_sum = torch.zeros((), device=device)
@@ -371,7 +331,7 @@ def train(
                 elif (save_steps and progress.step % save_steps == 0) or (
                     save_seconds and time.monotonic() - saved_at >= save_seconds
                 ):
-                    random_state = capture_random_state()
+                    progress.random_state = capture_random_state()
                     save_last()
     except Stopped:
         save_last()
@@ -391,6 +351,26 @@ def train(
         best_step=progress.best_step,
         stopped_early=progress.step < steps,
     )
+
+
+def _go_on(
+    run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, data: str, steps: int
+) -> Progress:
+    """Load what `last/` holds into model, optimizer and random generators."""
+    progress = load_training(run.folder / "last", model, optimizer, data)
+    if progress.step > steps:
+        raise UserError(
+            f"{run.folder}: has {progress.step} steps already, but --epochs or --max-steps ask for "
+            f"{steps}; raise them"
+        )
+    tqdm.write(f"going on after step {progress.step} of {steps}")
+    if progress.best_loss is not None and progress.step < steps:
+        try:
+            check_folder(whole_folder(run.folder / "best"))
+        except UserError as error:
+            tqdm.write(f"{error}; the next evaluation saves best/ anew")
+            progress.best_loss, progress.evaluations_since_best = None, 0
+    return progress
 
 
 def _checksum(dataset: Dataset) -> str:

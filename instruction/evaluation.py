@@ -10,10 +10,10 @@ import tiktoken
 from tqdm import tqdm
 
 from gpt2.batching import sorted_batches
+from gpt2.device import autocast
 from gpt2.generation import SamplingSettings, generate
 from gpt2.model import GPT2
 from gpt2.stopping import stop_if_asked
-from gpt2.training import autocast
 from instruction.tasks import TASKS, words
 from instruction.template import Template
 

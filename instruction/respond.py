@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from gpt2.checkpoint import load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.device import autocast, choose_device
 from gpt2.files import decode_utf8, read_rows, read_utf8
 from gpt2.generation import PromptTooLong, SamplingSettings, generate_steps
 from gpt2.model import GPT2
-from gpt2.training import autocast, choose_device
 from instruction.evaluation import answer_prompts
 from instruction.template import Template
 

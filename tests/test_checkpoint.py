@@ -45,8 +45,8 @@ def save(folder, model=None, step=1):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    save_checkpoint(folder, model, CHECKPOINT, Progress(step=step), optimizer,
-                    capture_random_state(), "rows")  # fmt: skip
+    progress = Progress(step=step, random_state=capture_random_state())
+    save_checkpoint(folder, model, CHECKPOINT, progress, optimizer, "rows")
 
 
 def load(folder):
