@@ -224,7 +224,8 @@ def test_the_card_tells_what_the_run_was(tmp_path, capsys):
     results = {
         "data": {"name": "stories", "train": 1380, "validation": 10, "test": 12,
                  "removed": {"duplicate": 3, "empty text": 0}},
-        "model": {"name": "gpt2", "init": "pretrained", "parameters": 9, "trainable": 4},
+        "model": {"name": "gpt2", "init": "pretrained", "parameters": 9, "trainable": 4,
+                  "origin": "pretrained weights of openai-community/gpt2, new head"},
         "before": {"test": metrics | {"accuracy": 0.25}}, "after": {"test": metrics},
         "baseline": {"name": "logistic regression", "features": "count", "test": metrics},
         "training": {"steps": 30, "epochs": 3, "tokens": 999, "seconds": 7.0, "seed": 5,
@@ -239,6 +240,12 @@ def test_the_card_tells_what_the_run_was(tmp_path, capsys):
                  "| accuracy", "25.0 %", "75.0 %", "first 48 tokens"):  # fmt: skip
         assert part in card, part
     assert "empty text" not in card
+
+    # A run folder called gpt2 is not OpenAI's model.
+    results["model"]["origin"] = "trunk and head of runs/gpt2/best (classification)"
+    (tmp_path / "run/results.json").write_text(json.dumps(results))
+    export(tmp_path / "run", tmp_path / "other")
+    assert "base_model" not in (tmp_path / "other/README.md").read_text()
 
 
 def test_files_are_complete_and_may_take_half_the_space(answerer, tmp_path, capsys):
