@@ -2,6 +2,7 @@
 say what they should, and what was fine-tuned there comes back."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -406,6 +407,14 @@ def test_bad_input_to_models_and_exports(call_script, classifier, tmp_path):
     refused(call_script(TRAIN, "--model", tmp_path), "no config.json")
     refused(call_script(TRAIN, "--init", "pretrained", "--model", "scratch"), "--init random")
     refused(call_script(TRAIN, "--model", best, "--n-layer", 3), "--n-layer 3", "--model scratch")
+    run = shutil.copytree(best, tmp_path / "run/best").parent
+    (run / "config.json").write_text("{}")
+    (run / "metrics.jsonl").touch()
+    for script in (TRAIN, INSTRUCT, "gpt2/pretrain.py"):
+        for model in (run, run / "best"):
+            done = call_script(script, "--model", model, "--out", run, "--overwrite")
+            refused(done, "is what --model names", "another folder")
+    assert (run / "best/model.safetensors").is_file()
     refused(call_script(TRAIN, "--model", out, "--max-length", 65), "--max-length 65", "64")
     for pooling in set(POOLINGS) - {"last"}:
         done = call_script(TRAIN, *TINY, "--pooling", pooling, "--export", "new")
