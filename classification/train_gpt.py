@@ -34,6 +34,7 @@ from gpt2.building import (
     ModelSettings,
     build_model,
     check_max_length,
+    check_not_overwritten,
     choose_config,
     choose_pooling,
     count_parameters,
@@ -77,6 +78,7 @@ def main() -> None:
     )
 
     # ---- chapters 1, 2 and 3: data, model, tokens
+    check_not_overwritten(model_settings, run.folder)
     gpt2_config, encoding = choose_config(model_settings)
     check_max_length(head.max_length, gpt2_config)
     head.pooling = choose_pooling(model_settings, head.pooling)

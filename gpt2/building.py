@@ -144,6 +144,16 @@ def find_source(settings: ModelSettings) -> Source:
     return open_source(Path(settings.model))
 
 
+def check_not_overwritten(settings: ModelSettings, run: Path) -> None:
+    """Raises UserError if the new run in `run` would replace the one that `--model` names: a stop
+    before its first checkpoint would leave neither."""
+    if settings.model in SIZES or settings.model == "scratch":
+        return
+    source = Path(settings.model).resolve()
+    if run.resolve() in (source, *source.parents):
+        raise UserError(f"--out {run}: is what --model names; name another folder")
+
+
 def open_source(folder: Path) -> Source:
     """What lies in `folder`: a run (its best checkpoint counts), a checkpoint, or a GPT-2 in the
     Hugging Face layout. Weights are not read yet. Raises UserError."""

@@ -56,9 +56,11 @@ def _head(task: str, results: dict[str, Any]) -> str:
     lines = ["---", "library_name: transformers",
              f"pipeline_tag: text-{'classification' if task == 'classification' else 'generation'}",
              f"tags:\n- gpt2\n- {_PROJECT}"]  # fmt: skip
-    model = results.get("model", {})
-    if model.get("init") == "pretrained" and model.get("name") in RELEASED:
-        lines.append(f"base_model: {RELEASED[model['name']][0]}")
+    # not by the model's name, which a folder may have as well
+    origin = results.get("model", {}).get("origin", "").removesuffix(", new head")
+    for repository, _ in RELEASED.values():
+        if origin == f"pretrained weights of {repository}":
+            lines.append(f"base_model: {repository}")
     return "\n".join([*lines, "---"])
 
 

@@ -22,6 +22,7 @@ from gpt2.building import (
     ModelSettings,
     build_model,
     check_max_length,
+    check_not_overwritten,
     choose_config,
     count_parameters,
     describe_parameters,
@@ -67,6 +68,7 @@ def main() -> None:
     run = RunFolder.choose(run_settings, f"pretraining-{sources}-{model_name(model_settings)}")
 
     # ---- data, model, tokens
+    check_not_overwritten(model_settings, run.folder)
     gpt2_config, encoding = choose_config(model_settings)
     max_length = data.max_length or gpt2_config.n_positions
     check_max_length(max_length, gpt2_config)

@@ -10,7 +10,6 @@ or not; matrices stand transposed, because OpenAI's code multiplied from the oth
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -89,7 +88,11 @@ def read_description(folder: Path) -> Description:
             value = content.get(name, allowed[0])
             if value not in allowed:
                 raise UserError(f"{file}: {name} is {value}, but this GPT-2 has {allowed[0]} only")
-        config = GPT2Config(**{name: content[name] for name in _SHAPE if name in content})
+        shape = {name: content[name] for name in _SHAPE if name in content}
+        for name, value in shape.items():
+            if type(value) is not (bool if name == "tie_word_embeddings" else int):
+                raise ValueError(f"{name} is {value!r}")
+        config = GPT2Config(**shape)
         if content.get("n_inner") not in (None, 4 * config.n_embd):
             raise UserError(
                 f"{file}: n_inner is {content['n_inner']}, but this GPT-2 has 4 * n_embd only"
@@ -98,7 +101,7 @@ def read_description(folder: Path) -> Description:
         if labels is not None:
             labels = [labels[str(number)] for number in range(len(labels))]
         return Description(config, architecture, labels, content.get("eos_token_id"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not the description of a GPT-2 ({error!r})") from None
 
 
@@ -170,10 +173,12 @@ def _open_pickled(source: Path, files: Iterable[Path]) -> StoredWeights:
                 content = torch.load(path, "cpu", weights_only=True)
             if not all(isinstance(value, Tensor) for value in content.values()):
                 raise ValueError("not everything in it is a tensor")
-        except (OSError, RuntimeError, ValueError, AttributeError, EOFError,
-                pickle.UnpicklingError) as error:  # fmt: skip
-            reason = str(error).split("\n")[0].split(". ")[0]
-            raise UserError(f"{path}: cannot be read as weights alone ({reason})") from None
+        except Exception as error:  # a damaged pickle may raise anything
+            reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
+            raise UserError(
+                f"{path}: cannot be read as weights alone ({reason}); it is damaged or holds more "
+                "than tensors, which is not run"
+            ) from None
         weights |= content
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     return StoredWeights(source, shapes, weights.__getitem__)

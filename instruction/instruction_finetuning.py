@@ -24,6 +24,7 @@ from gpt2.building import (
     ModelSettings,
     build_model,
     check_max_length,
+    check_not_overwritten,
     choose_config,
     count_parameters,
     describe_parameters,
@@ -84,6 +85,7 @@ def main() -> None:
     )
 
     # ---- data, model, tokens
+    check_not_overwritten(model_settings, run.folder)
     gpt2_config, encoding = choose_config(model_settings)
     check_max_length(data.max_length, gpt2_config)
     if run_settings.export:

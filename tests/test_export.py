@@ -2,6 +2,7 @@
 say what they should, and what was fine-tuned there comes back."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -225,7 +226,8 @@ def test_the_card_tells_what_the_run_was(tmp_path, capsys):
     results = {
         "data": {"name": "stories", "train": 1380, "validation": 10, "test": 12,
                  "removed": {"duplicate": 3, "empty text": 0}},
-        "model": {"name": "gpt2", "init": "pretrained", "parameters": 9, "trainable": 4},
+        "model": {"name": "gpt2", "init": "pretrained", "parameters": 9, "trainable": 4,
+                  "origin": "pretrained weights of openai-community/gpt2, new head"},
         "before": {"test": metrics | {"accuracy": 0.25}}, "after": {"test": metrics},
         "baseline": {"name": "logistic regression", "features": "count", "test": metrics},
         "training": {"steps": 30, "epochs": 3, "tokens": 999, "seconds": 7.0, "seed": 5,
@@ -240,6 +242,12 @@ def test_the_card_tells_what_the_run_was(tmp_path, capsys):
                  "| accuracy", "25.0 %", "75.0 %", "first 48 tokens"):  # fmt: skip
         assert part in card, part
     assert "empty text" not in card
+
+    # A run folder called gpt2 is not OpenAI's model.
+    results["model"]["origin"] = "trunk and head of runs/gpt2/best (classification)"
+    (tmp_path / "run/results.json").write_text(json.dumps(results))
+    export(tmp_path / "run", tmp_path / "other")
+    assert "base_model" not in (tmp_path / "other/README.md").read_text()
 
 
 def test_files_are_complete_and_may_take_half_the_space(answerer, tmp_path, capsys):
@@ -400,6 +408,14 @@ def test_bad_input_to_models_and_exports(call_script, classifier, tmp_path):
     refused(call_script(TRAIN, "--model", tmp_path), "no config.json")
     refused(call_script(TRAIN, "--init", "pretrained", "--model", "scratch"), "--init random")
     refused(call_script(TRAIN, "--model", best, "--n-layer", 3), "--n-layer 3", "--model scratch")
+    run = shutil.copytree(best, tmp_path / "run/best").parent
+    (run / "config.json").write_text("{}")
+    (run / "metrics.jsonl").touch()
+    for script in (TRAIN, INSTRUCT, "gpt2/pretrain.py"):
+        for model in (run, run / "best"):
+            done = call_script(script, "--model", model, "--out", run, "--overwrite")
+            refused(done, "is what --model names", "another folder")
+    assert (run / "best/model.safetensors").is_file()
     refused(call_script(TRAIN, "--model", out, "--max-length", 65), "--max-length 65", "64")
     for pooling in set(POOLINGS) - {"last"}:
         done = call_script(TRAIN, *TINY, "--pooling", pooling, "--export", "new")

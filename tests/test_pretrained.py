@@ -266,8 +266,9 @@ def test_pytorch_files_give_tensors_and_nothing_else(folder, copy, zipped, tmp_p
 
     torch.save(weights | {"x": Bomb()}, file, _use_new_zipfile_serialization=zipped)
     refused(changed, "pytorch_model.bin", "weights alone")
-    file.write_bytes(pickle.dumps(Bomb()))
-    refused(changed, "pytorch_model.bin", "weights alone")
+    for content in (pickle.dumps(Bomb(), protocol=2), b"hello", b"", b"version https://git-lfs"):
+        file.write_bytes(content)
+        refused(changed, "pytorch_model.bin", "weights alone (", "holds more than tensors")
     assert not (tmp_path / "boom").exists()
 
 
@@ -373,7 +374,9 @@ def test_a_tied_head_that_differs_is_refused(copy):
         ({"n_inner": 100}, ["n_inner is 100"]),
         ({"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx"]),
         ({"n_head": 5}, ["multiple of n_head"]),
-        ({"n_layer": "many"}, ["not the description of a GPT-2"]),
+        ({"n_layer": "many"}, ["not the description of a GPT-2", "n_layer is 'many'"]),
+        ({"n_layer": 2.0}, ["not the description of a GPT-2", "n_layer is 2.0"]),
+        ({"tie_word_embeddings": "no"}, ["tie_word_embeddings is 'no'"]),
         ({"n_layer": 3}, ["missing: h.2.ln_1.weight"]),
         ({"n_positions": 32}, ["wpe.weight is [64, 16], must be [32, 16]"]),
         ({"vocab_size": 200}, ["has token 299", "vocabulary has 200"]),
