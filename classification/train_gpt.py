@@ -41,6 +41,7 @@ from gpt2.building import (
     describe_parameters,
     initial_weights,
     model_name,
+    resumed,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
@@ -79,15 +80,16 @@ def main() -> None:
 
     # ---- chapters 1, 2 and 3: data, model, tokens
     check_not_overwritten(model_settings, run.folder)
-    gpt2_config, encoding = choose_config(model_settings)
+    source = resumed(model_settings, run)
+    gpt2_config, encoding = choose_config(source)
     check_max_length(head.max_length, gpt2_config)
-    head.pooling = choose_pooling(model_settings, head.pooling)
+    head.pooling = choose_pooling(source, head.pooling)
     if run_settings.export:
         check_export(Path(run_settings.export), head.pooling)
     splits = load_splits(data, data.split_seed)
     check_batch_size(data.data, len(splits.train), config.batch_size)
     model, origin = build_model(
-        model_settings,
+        source,
         gpt2_config,
         lambda c: ClassificationHead(c, len(splits.labels), head.pooling),
         config.train,
@@ -128,7 +130,9 @@ def main() -> None:
         return classification_metrics(log_probabilities(split, progress), targets[split])
 
     model.eval()
-    before = run.once("before.json", lambda: {"test": metrics("test", "test split, before")})
+    before = run.once(
+        "before.json", lambda: {"origin": origin, "test": metrics("test", "test split, before")}
+    )
     checkpoint = Checkpoint(
         "classification",
         encoding,
@@ -164,7 +168,7 @@ def main() -> None:
         "model": {
             "name": model_name(model_settings),
             "init": initial_weights(model_settings),
-            "origin": origin,
+            "origin": before["origin"],
             "pooling": head.pooling,
             "max_length": head.max_length,
             "parameters": parameters,
@@ -182,7 +186,7 @@ def main() -> None:
             "seconds": baseline_seconds,
         }
         | baseline,
-        "before": before,
+        "before": {"test": before["test"]},
         "after": after,
         "training": dataclasses.asdict(result)
         | {"tokens_per_second": result.tokens / result.seconds, "seed": seed},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,13 @@ from gpt2.durable import whole_folder
 from gpt2.heads import ClassificationHead
 from gpt2.model import GPT2, SIZES, GPT2Config, choose_trainable
 from gpt2.pretrained import (
-    ARCHITECTURES,
     RELEASED,
     download_released,
     load_pretrained,
-    read_description,
 )
-from gpt2.tokenizer import MINI_FOLDER, get_encoding, load_encoding
-from gpt2.tokenizer_files import read_tokenizer_files
+from gpt2.run_folder import RunFolder
+from gpt2.source import Source, open_source
+from gpt2.tokenizer import MINI_FOLDER, get_encoding
 from gpt2.training import parameter_groups
 
 _MINI_VOCABULARY = SIZES["mini"].vocab_size
@@ -58,21 +56,6 @@ class ModelSettings:
         at_least=0,
         at_most=0.9,
     )
-
-
-@dataclass
-class Source:
-    """A folder that `--model` names. `kind` is "checkpoint" (of a run of this project) or "layout"
-    (Hugging Face's). A head can go on only where its kind, pooling and labels stay the same."""
-
-    folder: Path
-    kind: str
-    task: str  # as a checkpoint calls it; of a layout, its architecture
-    config: GPT2Config
-    head: str  # "language model" or "classification"
-    pooling: str | None
-    labels: list[str] | None
-    encoding: Callable[[], tiktoken.Encoding]
 
 
 def model_name(settings: ModelSettings) -> str:
@@ -144,6 +127,15 @@ def find_source(settings: ModelSettings) -> Source:
     return open_source(Path(settings.model))
 
 
+def resumed(settings: ModelSettings, run: RunFolder) -> ModelSettings:
+    """The settings to build the model by: those given, or of a run to resume its own `last/`, so
+    that what `--model` named when it began need not be there any more."""
+    last = whole_folder(run.folder / "last")
+    if run.resume and last.is_dir() and (run.folder / "before.json").is_file():
+        return ModelSettings(model=str(last), dropout=settings.dropout)
+    return settings
+
+
 def check_not_overwritten(settings: ModelSettings, run: Path) -> None:
     """Raises UserError if the new run in `run` would replace the one that `--model` names: a stop
     before its first checkpoint would leave neither."""
@@ -152,63 +144,6 @@ def check_not_overwritten(settings: ModelSettings, run: Path) -> None:
     source = Path(settings.model).resolve()
     if run.resolve() in (source, *source.parents):
         raise UserError(f"--out {run}: is what --model names; name another folder")
-
-
-def open_source(folder: Path) -> Source:
-    """What lies in `folder`: a run (its best checkpoint counts), a checkpoint, or a GPT-2 in the
-    Hugging Face layout. Weights are not read yet. Raises UserError."""
-    best = whole_folder(folder / "best")
-    folder = best if best.is_dir() else folder
-    if (folder / "metrics.jsonl").is_file():
-        raise UserError(f"{folder}: this run has not saved a model")
-    if (folder / "encoding.json").is_file() and (folder / "config.json").is_file():
-        return _read_checkpoint(folder)
-    return _read_layout(folder)
-
-
-def _read_checkpoint(folder: Path) -> Source:
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        head = content["head"]
-        return Source(
-            folder,
-            "checkpoint",
-            content["task"],
-            GPT2Config(**content["model"]),
-            head["kind"],
-            head.get("pooling"),
-            content["settings"].get("labels"),
-            lambda: load_encoding(folder),
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
-
-
-def _read_layout(folder: Path) -> Source:
-    found = read_description(folder)
-    classifier = found.architecture == ARCHITECTURES["classification"]
-
-    def encoding() -> tiktoken.Encoding:
-        files = ("vocab.json", "tokenizer.json")
-        if any((folder / name).is_file() for name in files):
-            return read_tokenizer_files(folder, found.config.vocab_size, found.end_token)
-        if found.config.vocab_size != _GPT2_VOCABULARY:
-            raise UserError(
-                f"{folder}: has no tokenizer (vocab.json and merges.txt, or tokenizer.json) for "
-                f"its vocabulary of {found.config.vocab_size:,}"
-            )
-        return get_encoding("gpt2")
-
-    return Source(
-        folder,
-        "layout",
-        found.architecture,
-        found.config,
-        "classification" if classifier else "language model",
-        "last" if classifier else None,
-        found.labels if classifier else None,
-        encoding,
-    )
 
 
 def choose_pooling(settings: ModelSettings, pooling: str) -> str:

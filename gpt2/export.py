@@ -18,13 +18,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from gpt2.building import open_source
 from gpt2.checkpoint import Checkpoint, load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags
 from gpt2.generation import SamplingSettings
 from gpt2.model import GPT2
 from gpt2.model_card import model_card
 from gpt2.pretrained import ARCHITECTURES, to_stored_names
+from gpt2.source import open_source
 from gpt2.tokenizer_files import write_tokenizer_files
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

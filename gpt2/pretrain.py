@@ -28,6 +28,7 @@ from gpt2.building import (
     describe_parameters,
     initial_weights,
     model_name,
+    resumed,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import UserError, flag, parse_flags, run_script
@@ -69,13 +70,14 @@ def main() -> None:
 
     # ---- data, model, tokens
     check_not_overwritten(model_settings, run.folder)
-    gpt2_config, encoding = choose_config(model_settings)
+    source = resumed(model_settings, run)
+    gpt2_config, encoding = choose_config(source)
     max_length = data.max_length or gpt2_config.n_positions
     check_max_length(max_length, gpt2_config)
     if run_settings.export:
         check_export(Path(run_settings.export))
     corpus = read_corpus(data, seed)
-    model, origin = build_model(model_settings, gpt2_config, LanguageModelHead, config.train, seed)
+    model, origin = build_model(source, gpt2_config, LanguageModelHead, config.train, seed)
     model.to(device)
     rows = TokenRows(corpus.train["text"], encoding, max_length, "tokens")
     validation = {
@@ -121,7 +123,8 @@ def main() -> None:
 
     model.eval()
     before = run.once(
-        "before.json", lambda: {"by_source": by_source(), "continuations": continuations()}
+        "before.json",
+        lambda: {"origin": origin, "by_source": by_source(), "continuations": continuations()},
     )
     checkpoint = Checkpoint(
         "pretraining", encoding, {"max_length": max_length, "data": corpus.name}
@@ -143,7 +146,7 @@ def main() -> None:
         "model": {
             "name": model_name(model_settings),
             "init": initial_weights(model_settings),
-            "origin": origin,
+            "origin": before["origin"],
             "max_length": max_length,
             "parameters": parameters,
             "trainable": trainable,

@@ -30,6 +30,7 @@ from gpt2.building import (
     describe_parameters,
     initial_weights,
     model_name,
+    resumed,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
@@ -86,13 +87,14 @@ def main() -> None:
 
     # ---- data, model, tokens
     check_not_overwritten(model_settings, run.folder)
-    gpt2_config, encoding = choose_config(model_settings)
+    source = resumed(model_settings, run)
+    gpt2_config, encoding = choose_config(source)
     check_max_length(data.max_length, gpt2_config)
     if run_settings.export:
         check_export(Path(run_settings.export))
     splits = load_splits(data, template, encoding, data.split_seed)
     check_batch_size(data.data, len(splits.train), config.batch_size)
-    model, origin = build_model(model_settings, gpt2_config, LanguageModelHead, config.train, seed)
+    model, origin = build_model(source, gpt2_config, LanguageModelHead, config.train, seed)
     model.to(device)
     datasets = {
         split: InstructionDataset(
@@ -156,7 +158,7 @@ def main() -> None:
         return loss_on("validation")
 
     model.eval()
-    before = run.once("before.json", lambda: look_at_test("before"))
+    before = run.once("before.json", lambda: {"origin": origin} | look_at_test("before"))
     checkpoint = Checkpoint(
         "instruction",
         encoding,
@@ -181,7 +183,7 @@ def main() -> None:
         "model": {
             "name": model_name(model_settings),
             "init": initial_weights(model_settings),
-            "origin": origin,
+            "origin": before["origin"],
             "max_length": data.max_length,
             "parameters": parameters,
             "trainable": trainable,

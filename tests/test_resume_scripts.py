@@ -199,3 +199,19 @@ def test_a_run_stopped_before_its_first_save_starts_again(call_script, tmp_path)
         (tmp_path / "run" / name).rename(tmp_path / name)
     assert call_script(TRAIN, "--resume", "run").returncode == 0
     assert what_counts(tmp_path / "run") == expected
+
+
+def test_a_resumed_run_needs_no_longer_what_it_began_with(call_script, tmp_path):
+    """The folder that --model named may be gone, or hold another model."""
+    short = CLASSIFY[CLASSIFY.index("--epochs") :]
+    assert call_script(*CLASSIFY, "--out", "first").returncode == 0
+    began = call_script(TRAIN, *short, "--model", "first", "--seed", 2, "--out", "run")
+    assert began.returncode == 0, began.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["model"]["origin"].startswith("trunk and head of first")
+    expected = what_counts(tmp_path / "run")
+    (tmp_path / "run/results.json").unlink()
+    (tmp_path / "first").rename(tmp_path / "gone")
+    resumed = call_script(TRAIN, "--resume", "run")
+    assert resumed.returncode == 0, resumed.stderr
+    assert what_counts(tmp_path / "run") == expected
