@@ -52,9 +52,11 @@ def chooses(expected: str, *others: str) -> Callable[[str], bool]:
 
 
 def number(expected: int) -> Callable[[str], bool]:
-    """`expected` is the last number in the answer: "3 + 4 = 7" answers 7."""
+    """`expected` is the last number in the answer: "3 + 4 = 7" answers 7. The numbers of a list's
+    entries do not count, or every list of five answers 5."""
 
     def check(answer: str) -> bool:
+        answer = re.sub(r"^\s*\d+[.)]\s+(?=\S)", "", answer, flags=re.MULTILINE)
         numbers = re.findall(r"-?\d+(?:\.\d+)?", answer.replace(",", ""))
         return bool(numbers) and float(numbers[-1]) == expected
 

@@ -22,7 +22,7 @@ from instruction.evaluation import (
     well_formed,
 )
 from instruction.report import answer_records, task_records
-from instruction.tasks import TASKS
+from instruction.tasks import TASKS, number
 from instruction.template import Template
 
 ENCODING = get_encoding("mini")
@@ -40,6 +40,15 @@ def test_rouge_l_by_hand():
     assert rouge_l("a a a b", "a b") == pytest.approx(2 * 0.5 * 1 / 1.5)
     assert rouge_l("", "a") == rouge_l("a", "") == 0
     assert rouge_l("", "") == 1
+
+
+@pytest.mark.parametrize(
+    "answer, right",
+    [("5", True), ("5.", True), ("2 + 3 = 5", True), ("It is 5.0", True), ("6", False), ("", False),
+     ("1. One is\n5. Five is", False), ("1. It is 5", True)],
+)  # fmt: skip
+def test_a_number_counts_but_not_that_of_a_list_entry(answer, right):
+    assert number(5)(answer) == right
 
 
 @pytest.mark.parametrize(
