@@ -63,7 +63,8 @@ def model_name(settings: ModelSettings) -> str:
     if settings.model in SIZES or settings.model == "scratch":
         return settings.model
     folder = Path(settings.model).resolve()
-    return folder.parent.name if folder.name in ("best", "last") else folder.name
+    inside_a_run = folder.name in ("best", "last") and not (folder / "best").exists()
+    return folder.parent.name if inside_a_run else folder.name
 
 
 def initial_weights(settings: ModelSettings) -> str:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gpt2.command_line import UserError
-from gpt2.durable import check_folder, replacing_folder, whole_folder
+from gpt2.durable import MANIFEST, check_folder, replacing_folder, whole_folder
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import load_encoding, save_encoding
@@ -55,6 +55,7 @@ class Progress:
 
     step: int = 0  # optimizer steps taken
     evaluated_at: int = -1  # the step of the last evaluation
+    first_loss: float | None = None  # on validation, before training
     best_loss: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0
@@ -177,6 +178,11 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
         raise UserError(f"{path}: this run has not saved a model")
     if not (folder / "config.json").is_file():
         raise UserError(f"{path}: not a run folder or checkpoint (no best/config.json in it)")
+    if not (folder / "encoding.json").is_file() and not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{path}: not a run folder or checkpoint; a model in the Hugging Face layout is for "
+            "transformers, and for --model of the training scripts"
+        )
     check_folder(folder)
     try:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -176,8 +176,12 @@ def main() -> None:
     print(f"everything of this run: {run.folder / 'report.md'}")
     if run_settings.export:
         export(run.folder, Path(run_settings.export))
-    print("\nnext, fine-tune it:")
-    print(f"  python classification/train_gpt.py --model {shlex.quote(str(run.folder))}")
+    print(
+        "\nnext, fine-tune it (on texts that it has not read: the sample's are among the built-in):"
+    )
+    print(
+        f"  python classification/train_gpt.py --data imdb --model {shlex.quote(str(run.folder))}"
+    )
 
 
 def mean_over_sources(

@@ -220,6 +220,7 @@ def train(
         epoch = round(progress.step / steps_per_epoch, 4)
         run.log({"step": progress.step, "epoch": epoch, "validation": metrics})
         if progress.step == 0:
+            progress.first_loss = metrics["loss"]
             tqdm.write(f"before training, validation: {_show(metrics)}")
         else:
             bar.write(
@@ -342,6 +343,9 @@ def train(
         raise UserError(_how_to_save_memory(progress.step + 1, config.rows_at_once)) from None
     finally:
         bar.close()
+    if None not in (progress.best_loss, progress.first_loss):
+        if progress.best_loss >= progress.first_loss:
+            tqdm.write("no evaluation was better than the one before training: see the curves")
     return TrainingResult(
         steps=progress.step,
         epochs=round(progress.step / steps_per_epoch, 4),
