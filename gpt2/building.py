@@ -52,7 +52,7 @@ class ModelSettings:
     dropout: float = flag(
         0.0,
         "share of activations dropped in training, 0.1 as GPT-2 was trained; helps against "
-        "overfitting, and halves the speed on a CPU",
+        "overfitting, and costs time on a CPU",
         at_least=0,
         at_most=0.9,
     )

@@ -57,8 +57,8 @@ def _from_cache_or_hub(repository: str, file: str, revision: str, kind: str) -> 
         return Path(cached)
     for wait in (*_WAITS, None):
         try:
-            # Ask once without the hub's own retries: without a network it is half a minute before
-            # they give up.
+            # Ask once without the hub's own retries: without a network it is long before they give
+            # up.
             get_hf_file_metadata(hf_hub_url(repository, file, repo_type=kind, revision=revision))
             return Path(hf_hub_download(repository, file, repo_type=kind, revision=revision))
         except HfHubHTTPError as error:
@@ -70,8 +70,7 @@ def _from_cache_or_hub(repository: str, file: str, revision: str, kind: str) -> 
 
 def _check(path: Path, name: str) -> None:
     """Compare a file of the cache with the checksum that it is filed under; delete it if they
-    differ. It is done each time, because a kill may come between a download and its check; it takes
-    a second for 1.5 GB."""
+    differ. It is done each time, because a kill may come between a download and its check."""
     blob = path.resolve()
     digest = {64: hashlib.sha256(), 40: hashlib.sha1()}.get(len(blob.name))  # LFS file, git file
     if digest is None or not re.fullmatch("[0-9a-f]+", blob.name):

@@ -93,7 +93,7 @@ def loops(text: str) -> bool:
     """Whether the text repeats itself without end: a piece of it four times in a row, 12 characters
     together or more; or fewer than 60 % distinct ones among 10 runs of three words or more.
 
-    The bounds are such that of Alpaca's own outputs one in a thousand loops.
+    The bounds are such that hardly any of Alpaca's own outputs loops.
 
     >>> loops("and so on " * 4), loops("8" * 12), loops("one two three four")
     (True, True, False)
