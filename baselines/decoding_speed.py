@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.device import autocast, choose_device
+from gpt2.device import DeviceSettings, arithmetic, autocast, choose_device
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, SIZES
@@ -38,12 +38,6 @@ class DecodingSettings:
     rows: int = flag(1, "rows at once", at_least=1)
     repeats: int = flag(5, "pairs of runs", at_least=1)
     seed: int = flag(1, "seed of weights and prompts", at_least=0)
-    precision: str = flag(
-        "auto", "arithmetic of matrix products", choices=("auto", "float32", "bfloat16")
-    )
-    device: str = flag(
-        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps")
-    )
 
 
 @torch.no_grad()
@@ -61,14 +55,14 @@ def generate_without_cache(
 
 
 def main() -> None:
-    (settings,) = parse_flags([DecodingSettings], __doc__.splitlines()[0])
+    settings, on = parse_flags([DecodingSettings, DeviceSettings], __doc__.splitlines()[0])
     config = SIZES[settings.model]
     if settings.prompt_tokens + settings.new_tokens > config.n_positions:
         raise UserError(
             f"--prompt-tokens {settings.prompt_tokens} and --new-tokens {settings.new_tokens} do "
             f"not fit together in {settings.model}'s context of {config.n_positions}"
         )
-    device = choose_device(settings.device)
+    device = choose_device(on.device)
     torch.manual_seed(settings.seed)
     model = GPT2(config, LanguageModelHead(config)).to(device).eval()
     shape = (settings.rows, settings.prompt_tokens)
@@ -78,16 +72,16 @@ def main() -> None:
         "without cache": lambda: generate_without_cache(model, prompts, settings.new_tokens),
         "with cache": lambda: generate(model, prompts, greedy, NEVER),
     }
-    arithmetic = "bfloat16" if autocast(device, settings.precision)._enabled else "float32"
     print(
         f"{settings.model}, random weights, batch of {settings.rows}, {settings.prompt_tokens} + "
-        f"{settings.new_tokens} tokens, {arithmetic} on {device}, {torch.get_num_threads()} threads"
+        f"{settings.new_tokens} tokens, {arithmetic(device, on.precision)} on {device}, "
+        f"{torch.get_num_threads()} threads"
     )
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for repeat in range(settings.repeats + 1):
         for way, run in ways.items():
             started = time.perf_counter()
-            with autocast(device, settings.precision):
+            with autocast(device, on.precision):
                 run()  # ends in lists of numbers, so the device is done
             if repeat:  # the first pair warms up
                 seconds[way].append(time.perf_counter() - started)

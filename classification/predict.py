@@ -26,7 +26,7 @@ from classification.data import IMDbDataset
 from classification.evaluation import predict_log_probabilities
 from gpt2.checkpoint import load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.device import choose_device
+from gpt2.device import DeviceSettings, choose_device
 from gpt2.files import clean_text
 from gpt2.model import GPT2
 
@@ -40,12 +40,6 @@ class PredictSettings:
     file: str = flag("", "read texts from this file, one a line")
     json: bool = flag(False, "one JSON object a line, with the probability of every class")
     batch_size: int = flag(32, "texts at once; less if memory runs out", at_least=1)
-    precision: str = flag(
-        "auto", "arithmetic of matrix products", choices=("auto", "float32", "bfloat16")
-    )
-    device: str = flag(
-        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps")
-    )
 
 
 def predict(
@@ -78,8 +72,8 @@ def main() -> None:
         parser.add_argument("run", metavar="RUN", type=Path, help="a run folder of train_gpt.py")
         parser.add_argument("texts", metavar="TEXT", nargs="*", help="none: read standard input")
 
-    settings, arguments = parse_flags(
-        [PredictSettings],
+    settings, on, arguments = parse_flags(
+        [PredictSettings, DeviceSettings],
         "Labels for new texts, by a fine-tuned model.",
         add_arguments=add_arguments,
     )
@@ -89,7 +83,7 @@ def main() -> None:
         raise UserError(f"--file {settings.file}: is a table; give a file with one text a line")
     if settings.file and not Path(settings.file).is_file():
         raise UserError(f"--file {settings.file}: no such file")
-    device = choose_device(settings.device)
+    device = choose_device(on.device)
     model, checkpoint = load_checkpoint(arguments.run, "classification")
     labels, max_length = checkpoint.settings["labels"], checkpoint.settings["max_length"]
 
@@ -109,7 +103,7 @@ def main() -> None:
             max_length,
             arguments.texts or _lines(lines, settings.file or "standard input"),
             settings.batch_size,
-            settings.precision,
+            on.precision,
         )
         if not settings.json:
             width = max(map(len, [*labels, "label"]))

@@ -45,7 +45,7 @@ from gpt2.building import (
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
-from gpt2.device import autocast, choose_device
+from gpt2.device import arithmetic, choose_device
 from gpt2.export import check_export, export
 from gpt2.heads import POOLINGS, ClassificationHead
 from gpt2.reporting import describe_training, explain_not_finite
@@ -105,11 +105,10 @@ def main() -> None:
     # The baseline comes first: it takes seconds, and data that it cannot read is a mistake.
     baseline, baseline_seconds = fit_baseline(splits, head.features)
     parameters, trainable = count_parameters(model)
-    arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
     print(
         f"model: {model_name(model_settings)}, {origin}, "
         f"{describe_parameters(model, config.weight_decay)}; pooling {head.pooling}; "
-        f"{arithmetic} on {device}"
+        f"{arithmetic(device, config.precision)} on {device}"
     )
     run.start(
         {"data": data, "model": model_settings, "head": head, "training": config,

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt2.command_line import UserError
 from gpt2.durable import MANIFEST, check_folder, replacing_folder, whole_folder
+from gpt2.files import write_json
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import load_encoding, save_encoding
@@ -96,11 +97,11 @@ def save_checkpoint(
     with replacing_folder(folder) as new:
         save_file(_on_cpu(_tensors(model)), new / "model.safetensors")
         save_encoding(checkpoint.encoding, new)
-        _write_json(new / "config.json", description)
+        write_json(new / "config.json", description)
         if optimizer:
             save_file(_on_cpu(_optimizer_tensors(model, optimizer)), new / "optimizer.safetensors")
             training = {"progress": dataclasses.asdict(progress), "data": data}
-            _write_json(new / "training.json", training)
+            write_json(new / "training.json", training)
 
 
 def load_training(
@@ -247,10 +248,6 @@ def _optimizer_tensors(
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _describe_head(head: torch.nn.Module) -> dict[str, Any]:

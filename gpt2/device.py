@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from gpt2.command_line import UserError
+from gpt2.command_line import UserError, flag
+
+
+@dataclass
+class DeviceSettings:
+    """Device"""
+
+    device: str = flag(
+        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps")
+    )
+    precision: str = flag(
+        "auto", "arithmetic of matrix products", choices=("auto", "float32", "bfloat16")
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -21,9 +35,15 @@ def choose_device(name: str) -> torch.device:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context for a forward pass: matrix products in bfloat16 or not; weights, gradients and
     the residual stream stay float32 either way."""
+    enabled = arithmetic(device, precision) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def arithmetic(device: torch.device, precision: str) -> str:
+    """What `precision` means on `device`: "auto" is bfloat16 where the device is fast at it."""
     if precision == "auto":
-        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        return "bfloat16" if _fast_bfloat16(device) else "float32"
+    return precision
 
 
 def _fast_bfloat16(device: torch.device) -> bool:

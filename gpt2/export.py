@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from gpt2.checkpoint import Checkpoint, load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags
+from gpt2.files import write_json
 from gpt2.generation import SamplingSettings
 from gpt2.model import GPT2
 from gpt2.model_card import model_card
@@ -88,9 +89,9 @@ def export(run: Path, folder: Path, dtype: str = "float32") -> None:
         }
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         _write_tokenizer(temporary, model, checkpoint)
-        _write_json(temporary / "config.json", _config(model, checkpoint, dtype))
+        write_json(temporary / "config.json", _config(model, checkpoint, dtype))
         if "labels" not in checkpoint.settings:
-            _write_json(temporary / "generation_config.json", _generation_config(checkpoint))
+            write_json(temporary / "generation_config.json", _generation_config(checkpoint))
         card = model_card(folder.resolve().name, model, checkpoint, results)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         for file in temporary.iterdir():  # safetensors makes files only their owner reads
@@ -176,8 +177,8 @@ def _write_tokenizer(folder: Path, model: GPT2, checkpoint: Checkpoint) -> None:
     if "template" in checkpoint.settings:
         settings["chat_template"] = chat_template(**checkpoint.settings["template"])
         (folder / "chat_template.jinja").write_text(settings["chat_template"], encoding="utf-8")
-    _write_json(folder / "tokenizer_config.json", settings)
-    _write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "special_tokens_map.json", special)
 
 
 def chat_template(with_input: str, without_input: str) -> str:
@@ -224,10 +225,6 @@ def _jinja_string(prompt: str) -> str:
     parts = re.split(r"(\{instruction\}|\{input\})", prompt)
     # ascii() writes a string as Python does, and Jinja reads the same escapes.
     return " + ".join(values.get(part) or ascii(part) for part in parts)
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:

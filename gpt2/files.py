@@ -225,3 +225,8 @@ def _json_text(value: object) -> str | None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write `content` as JSON that a person can read too."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gpt2.building import count_parameters
 from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.device import autocast, choose_device
+from gpt2.device import DeviceSettings, arithmetic, autocast, choose_device
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config
 from gpt2.pretrained import RELEASED
@@ -33,12 +33,6 @@ class MemorySettings:
     measure: str = flag("", "built-in size to measure: two steps on random weights and tokens")
     max_length: int = flag(512, "tokens of each row", at_least=1)
     batch_size: int = flag(8, "rows in memory at once (--micro-batch-size in training)", at_least=1)
-    precision: str = flag(
-        "auto", "arithmetic of matrix products", choices=("auto", "float32", "bfloat16")
-    )
-    device: str = flag(
-        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps")
-    )
 
 
 def count_by_shape(config: GPT2Config) -> int:
@@ -97,11 +91,11 @@ def measure(config: GPT2Config, rows: int, length: int, precision: str, device: 
 
 
 def main() -> None:
-    (settings,) = parse_flags([MemorySettings], __doc__.splitlines()[0])
+    settings, on = parse_flags([MemorySettings, DeviceSettings], __doc__.splitlines()[0])
     if settings.measure and settings.measure not in SIZES:
         raise UserError(f"--measure {settings.measure}: not one of {', '.join(SIZES)}")
-    device = choose_device(settings.device)
-    bfloat16 = autocast(device, settings.precision)._enabled
+    device = choose_device(on.device)
+    bfloat16 = arithmetic(device, on.precision) == "bfloat16"
     rows = []
     for name, config in SIZES.items():
         if settings.max_length > config.n_positions:
@@ -124,8 +118,8 @@ def main() -> None:
             f"{computed / _GIB:.1f} GiB",
         ]
         if settings.measure:
-            peak = measure(config, settings.batch_size, settings.max_length, settings.precision,
-                           settings.device)  # fmt: skip
+            peak = measure(config, settings.batch_size, settings.max_length, on.precision,
+                           on.device)  # fmt: skip
             row.append(f"{peak / _GIB:.1f} GiB")
         rows.append(row)
     header = ["model", "parameters", "download", "computed", "measured"]

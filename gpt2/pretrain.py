@@ -33,7 +33,7 @@ from gpt2.building import (
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.corpus import Corpus, CorpusSettings, TokenRows, read_corpus, source_name
-from gpt2.device import autocast, choose_device
+from gpt2.device import arithmetic, autocast, choose_device
 from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import LanguageModelHead
@@ -87,10 +87,10 @@ def main() -> None:
     description = describe_corpus(corpus, rows, validation)
     print_summary(description, max_length)
     parameters, trainable = count_parameters(model)
-    arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
     print(
         f"model: {model_name(model_settings)}, {origin}, "
-        f"{describe_parameters(model, config.weight_decay)}; {arithmetic} on {device}"
+        f"{describe_parameters(model, config.weight_decay)}; "
+        f"{arithmetic(device, config.precision)} on {device}"
     )
     run.start(
         {"data": data, "model": model_settings, "training": config, "run": run_settings},

@@ -34,7 +34,7 @@ from gpt2.building import (
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
-from gpt2.device import autocast, choose_device
+from gpt2.device import arithmetic, choose_device
 from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
@@ -109,10 +109,10 @@ def main() -> None:
     }
     print_summary(splits, datasets)
     parameters, trainable = count_parameters(model)
-    arithmetic = "bfloat16" if autocast(device, config.precision)._enabled else "float32"
     print(
         f"model: {model_name(model_settings)}, {origin}, "
-        f"{describe_parameters(model, config.weight_decay)}; {arithmetic} on {device}"
+        f"{describe_parameters(model, config.weight_decay)}; "
+        f"{arithmetic(device, config.precision)} on {device}"
     )
     run.start(
         {"data": data, "model": model_settings, "training": config, "evaluation": evaluation,

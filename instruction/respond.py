@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from gpt2.checkpoint import load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.device import autocast, choose_device
+from gpt2.device import DeviceSettings, autocast, choose_device
 from gpt2.files import decode_utf8, read_rows, read_utf8
 from gpt2.generation import PromptTooLong, SamplingSettings, generate_steps
 from gpt2.model import GPT2
@@ -46,12 +46,6 @@ class RespondSettings:
         "takes the next number, and so on", at_least=0, at_most=2**32 - 1
     )  # fmt: skip
     batch_size: int = flag(16, "instructions of a file answered at once", at_least=1)
-    precision: str = flag(
-        "auto", "arithmetic of matrix products", choices=("auto", "float32", "bfloat16")
-    )
-    device: str = flag(
-        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps")
-    )
 
 
 def stream_answer(
@@ -104,8 +98,10 @@ def main() -> None:
             "instruction", metavar="INSTRUCTION", nargs="?", help="none: conversation"
         )
 
-    settings, sampling, arguments = parse_flags(
-        [RespondSettings, SamplingSettings], "Ask a fine-tuned model.", add_arguments=add_arguments
+    settings, sampling, on, arguments = parse_flags(
+        [RespondSettings, SamplingSettings, DeviceSettings],
+        "Ask a fine-tuned model.",
+        add_arguments=add_arguments,
     )
     if arguments.instruction is not None and not arguments.instruction.strip():
         raise UserError("the instruction is empty")
@@ -113,7 +109,7 @@ def main() -> None:
         raise UserError("give either an instruction or --file, not both")
     if settings.input and not arguments.instruction:
         raise UserError("--input belongs to an instruction; give one")
-    device = choose_device(settings.device)
+    device = choose_device(on.device)
     conversation = not (settings.file or arguments.instruction) and sys.stdin.isatty()
     source, questions = "", []
     if settings.file:
@@ -131,7 +127,7 @@ def main() -> None:
 
     def show(instruction: str, text: str, seed: int) -> None:
         prompt = template.prompt(instruction, text)
-        for piece in stream_answer(model, encoding, prompt, sampling, seed, settings.precision):
+        for piece in stream_answer(model, encoding, prompt, sampling, seed, on.precision):
             print(piece, end="", flush=True)
         print()
 
@@ -143,7 +139,7 @@ def main() -> None:
         except PromptTooLong as error:
             raise UserError(str(error)) from None
     else:
-        answer_all(model, encoding, template, questions, source, sampling, settings)
+        answer_all(model, encoding, template, questions, source, sampling, settings, on.precision)
 
 
 def answer_all(
@@ -154,6 +150,7 @@ def answer_all(
     source: str,
     sampling: SamplingSettings,
     settings: RespondSettings,
+    precision: str,
 ) -> None:
     """Print the answer to each (instruction, input) of `source` as one line of JSON."""
     prompts = [encoding.encode_ordinary(template.prompt(*question)) for question in questions]
@@ -170,7 +167,7 @@ def answer_all(
     for start in range(0, len(prompts), chunk):
         answers = answer_prompts(
             model, encoding, prompts[start : start + chunk], sampling, settings.batch_size,
-            settings.precision, settings.seed + start,
+            precision, settings.seed + start,
         )  # fmt: skip
         for (instruction, text), answer in zip(questions[start:], answers, strict=False):
             row = {"instruction": instruction, "input": text, "output": answer.text}
