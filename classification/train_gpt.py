@@ -48,9 +48,10 @@ from gpt2.command_line import flag, parse_flags, run_script
 from gpt2.device import arithmetic, choose_device
 from gpt2.export import check_export, export
 from gpt2.heads import POOLINGS, ClassificationHead
+from gpt2.optimization import TrainingConfig
 from gpt2.reporting import describe_training, explain_not_finite
 from gpt2.run_folder import RunFolder, RunSettings
-from gpt2.training import NotFinite, TrainingConfig, train
+from gpt2.training import NotFinite, train
 
 
 @dataclass

@@ -17,6 +17,7 @@ from gpt2.command_line import UserError, flag
 from gpt2.durable import whole_folder
 from gpt2.heads import ClassificationHead
 from gpt2.model import GPT2, SIZES, GPT2Config, choose_trainable
+from gpt2.optimization import parameter_groups
 from gpt2.pretrained import (
     RELEASED,
     download_released,
@@ -25,7 +26,6 @@ from gpt2.pretrained import (
 from gpt2.run_folder import RunFolder
 from gpt2.source import Source, open_source
 from gpt2.tokenizer import MINI_FOLDER, get_encoding
-from gpt2.training import parameter_groups
 
 _MINI_VOCABULARY = SIZES["mini"].vocab_size
 _GPT2_VOCABULARY = SIZES["gpt2"].vocab_size

@@ -19,9 +19,9 @@ from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.device import DeviceSettings, arithmetic, autocast, choose_device
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config
+from gpt2.optimization import parameter_groups
 from gpt2.pretrained import RELEASED
 from gpt2.reporting import format_table
-from gpt2.training import parameter_groups
 
 _GIB = 2**30
 

@@ -38,9 +38,10 @@ from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss, perplexity
+from gpt2.optimization import TrainingConfig
 from gpt2.reporting import format_table, plot_curves
 from gpt2.run_folder import RunFolder, RunSettings
-from gpt2.training import NotFinite, TrainingConfig, train
+from gpt2.training import NotFinite, train
 
 # Continued at each evaluation, so that one sees the model learn. Sampled: the likeliest token each
 # time would end in a loop, which says little about a language model.

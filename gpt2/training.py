@@ -25,81 +25,12 @@ from gpt2.checkpoint import (
     load_training,
     save_checkpoint,
 )
-from gpt2.command_line import UserError, flag, out_of_memory
+from gpt2.command_line import UserError, out_of_memory
 from gpt2.device import autocast
 from gpt2.durable import check_folder, whole_folder
+from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups, parse_save_every
 from gpt2.run_folder import RunFolder
 from gpt2.stopping import Stopped, stop_if_asked
-
-
-@dataclass
-class TrainingConfig:
-    """Training"""
-
-    epochs: int | None = flag(
-        None, "passes over the training rows; left out, 3, or on little data what makes 300 steps",
-        at_least=1, may_change=True,
-    )  # fmt: skip
-    max_steps: int = flag(
-        0, "optimizer steps at which to stop early; 0 runs all epochs", at_least=0, may_change=True
-    )
-    batch_size: int = flag(16, "rows in each optimizer step", at_least=1)
-    micro_batch_size: int = flag(
-        0, "rows in memory at once; lower it when memory runs out, the gradient stays the same; 0 "
-        "takes the whole batch", at_least=0, may_change=True
-    )  # fmt: skip
-    learning_rate: float = flag(
-        6e-4, "peak rate of AdamW; the larger the model, the lower", above=0
-    )  # fmt: skip
-    warmup: float = flag(
-        0.1,
-        "share of the steps over which the rate rises from 0 to its peak",
-        at_least=0,
-        at_most=1,
-    )
-    schedule: str = flag(
-        "cosine", "how the rate falls from its peak to 0; trapezoid stays at the peak until the "
-        "last fifth of the steps, so that a run may be prolonged until then",
-        choices=("cosine", "linear", "trapezoid", "constant"),
-    )  # fmt: skip
-    weight_decay: float = flag(
-        0.1, "AdamW's decay of matrices; biases and norms never decay", at_least=0
-    )
-    beta2: float = flag(
-        0.99,
-        "AdamW's memory of squared gradients; lower forgets sooner",
-        at_least=0,
-        at_most=0.99999,
-    )
-    clip: float = flag(1.0, "largest global norm of the gradient; 0 does not clip", at_least=0)
-    train: str = flag("all", "what to train: all, head, or last:N (the last N blocks and the head)")
-    evaluate_every: int = flag(
-        0, "steps between evaluations on the validation split; 0 evaluates after each epoch",
-        at_least=0, may_change=True,
-    )  # fmt: skip
-    patience: int = flag(
-        0, "stop after so many evaluations without a lower validation loss; 0 never stops",
-        at_least=0, may_change=True,
-    )  # fmt: skip
-    log_every: int = flag(
-        10, "steps between two lines of metrics.jsonl", at_least=1, may_change=True
-    )
-    save_every: str = flag(
-        "10m", "steps (200) or minutes (10m) between two saves of last/, to resume from; 0 saves "
-        "at evaluations only", may_change=True,
-    )  # fmt: skip
-    precision: str = flag(
-        "auto", "arithmetic of matrix products; auto takes bfloat16 where the device is fast at it",
-        choices=("auto", "float32", "bfloat16"),
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        _parse_save_every(self.save_every)
-
-    @property
-    def rows_at_once(self) -> int:
-        """Rows in memory at once, in training and in evaluation."""
-        return self.micro_batch_size or self.batch_size
 
 
 @dataclass
@@ -122,42 +53,6 @@ class NotFinite(Exception):
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rows = rows
-
-
-def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """The rate of optimizer step `step` (0 to steps - 1): linear warm-up to the peak, then decay
-    towards 0. A pure function of the step, so that nothing of it needs saving.
-
-    The first step has a rate above 0, the last warm-up step has the peak, and a warm-up as long as
-    the run still reaches the peak.
-
-    >>> config = TrainingConfig(learning_rate=1.0, warmup=0.5, schedule="linear")
-    >>> [learning_rate(step, 4, config) for step in range(4)]
-    [0.5, 1.0, 1.0, 0.5]
-    """
-    warmup_steps = round(config.warmup * steps)
-    if step < warmup_steps:
-        return config.learning_rate * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)  # 0 to just below 1
-    if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-    if config.schedule == "linear":
-        return config.learning_rate * (1 - progress)
-    if config.schedule == "trapezoid":
-        # Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
-        # Durations": as good as cosine, and the length need not be known at the start
-        return config.learning_rate * min(1.0, 5 * (1 - progress))
-    return config.learning_rate
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The trained parameters for AdamW: matrices decay, biases and norms do not. A tied tensor
-    stands in it once, because `parameters()` counts it once."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
 
 
 def train(
@@ -193,7 +88,7 @@ def train(
     if config.max_steps:
         steps = min(steps, config.max_steps)
     evaluate_every = config.evaluate_every or steps_per_epoch
-    save_steps, save_seconds = _parse_save_every(config.save_every)
+    save_steps, save_seconds = parse_save_every(config.save_every)
 
     # --- from the start, or from where the run stopped
     data = _checksum(dataset)
@@ -384,14 +279,6 @@ def _checksum(dataset: Dataset) -> str:
         for tensor in dataset[row]:
             digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _parse_save_every(text: str) -> tuple[int, float]:
-    """ "200" -> (200, 0.0), steps; "10m" -> (0, 600.0), seconds."""
-    number = text.removesuffix("m")
-    if not number.isdecimal():
-        raise UserError(f"--save-every {text}: must be steps, as 200, or minutes, as 10m")
-    return (0, 60.0 * int(number)) if text.endswith("m") else (int(number), 0.0)
 
 
 def _how_to_save_memory(step: int, micro_batch_size: int) -> str:

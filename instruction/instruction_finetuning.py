@@ -39,9 +39,10 @@ from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
+from gpt2.optimization import TrainingConfig
 from gpt2.reporting import describe_training, explain_not_finite
 from gpt2.run_folder import RunFolder, RunSettings
-from gpt2.training import NotFinite, TrainingConfig, train
+from gpt2.training import NotFinite, train
 from instruction.data import (
     DataSettings,
     InstructionDataset,

@@ -26,9 +26,9 @@ from gpt2.checkpoint import (
 )
 from gpt2.command_line import UserError
 from gpt2.durable import MANIFEST, check_folder, whole_folder
+from gpt2.optimization import TrainingConfig, parameter_groups
 from gpt2.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
-from gpt2.training import TrainingConfig, parameter_groups
 
 CHECKPOINT = Checkpoint(
     "classification", get_encoding("mini"), {"labels": ["bad", "good"], "max_length": 64}

@@ -13,9 +13,10 @@ from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.model import GPT2, GPT2Config
+from gpt2.optimization import TrainingConfig
 from gpt2.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
-from gpt2.training import TrainingConfig, train
+from gpt2.training import train
 from instruction.data import SAMPLE, InstructionDataset
 from instruction.evaluation import answer_prompts
 from instruction.respond import stream_answer

@@ -14,9 +14,10 @@ from gpt2.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights,
 from gpt2.command_line import UserError
 from gpt2.heads import ClassificationHead
 from gpt2.model import GPT2, GPT2Config
+from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups
 from gpt2.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
-from gpt2.training import NotFinite, TrainingConfig, learning_rate, parameter_groups, train
+from gpt2.training import NotFinite, train
 
 TEXTS = ["good", "a very bad film indeed", "great fun", "it was awful " * 6, "fine", "dull dull",
          "lovely little thing", "worst"]  # fmt: skip
