@@ -65,7 +65,7 @@ def answerer(tmp_path_factory):
 
 def probabilities_here(checkpoint_folder, texts):
     model, checkpoint = load_checkpoint(checkpoint_folder, "classification")
-    answers = predict(model, checkpoint.encoding, LABELS, LONGEST, texts, precision="float32")
+    answers = predict(model, checkpoint, texts, precision="float32")
     return [answer for _, answer in answers]
 
 
@@ -81,6 +81,25 @@ def test_the_classification_pipeline_gives_our_labels(classifier, batch_size):
     for text, expected, answer in zip(TEXTS, ours, theirs, strict=True):
         found = {entry["label"]: entry["score"] for entry in answer}
         assert found == pytest.approx(expected, abs=1e-5), text
+
+
+def test_the_last_tokens_of_a_text_are_kept_there_too(tmp_path, capsys):
+    """`--truncation tail`: two texts that differ in their first words alone get one answer here,
+    and the pipeline gives the same."""
+    from transformers import pipeline
+
+    settings = {"labels": LABELS, "max_length": 6, "truncation": "tail"}
+    head = ClassificationHead(SMALL, 3, "last")
+    save_ours(tmp_path / "best", SMALL, head, settings)
+    export(tmp_path / "best", tmp_path / "out")
+    texts = ["dull words first, and a good end", "fine words first, and a good end", "an end"]
+    ours = probabilities_here(tmp_path / "best", texts)
+    assert ours[0] == ours[1] != ours[2]
+    pipe = pipeline("text-classification", model=str(tmp_path / "out"), top_k=None)
+    for expected, answer in zip(ours, pipe(texts, truncation=True), strict=True):
+        found = {entry["label"]: entry["score"] for entry in answer}
+        assert found == pytest.approx(expected, abs=1e-5)
+    assert "the last 6 tokens" in (tmp_path / "out/README.md").read_text()
 
 
 def test_an_empty_text_disturbs_no_other(classifier):
