@@ -90,7 +90,7 @@ def test_the_commands_are_those_that_are_tested():
     assert all(command.startswith(("python ", "cat ")) for command in others)
 
 
-def test_every_command_runs(stand_ins, call_script, run_script, hub):
+def test_every_command_runs(stand_ins, call_script, run_script, hub, in_this_process):
     """In README's order: prediction uses what the first command trained. `gpt2` is a tiny one."""
     download_released("gpt2")
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
@@ -115,6 +115,9 @@ def test_every_command_runs(stand_ins, call_script, run_script, hub):
                 arguments += [*SHORT, 128, "--test-answers", 4, "--answer-tokens", 4]
             if script.endswith("decoding_speed.py"):
                 arguments += ["--new-tokens", 4, "--repeats", 1]
+            if script.endswith("throughput.py"):
+                arguments += shlex.split("--rows 4 --rounds 1 --new-tokens 2 --tasks generation")
+                arguments += [] if (SHARED / "tiktoken").is_dir() else ["--model", "mini"]
             done = call_script(script, *arguments, cwd=stand_ins, environment=tokens)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout
