@@ -90,7 +90,7 @@ def predict_here(job: Job) -> Measured:
     model, checkpoint = load_checkpoint(job.run, job.data)
     model.to(job.device)
     texts = [text for text, _ in job.rows()]
-    labels, seen, settings = checkpoint.settings["labels"], Seen(), job.settings
+    seen = Seen()
 
     def count(model: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
         tokens, lengths = inputs
@@ -99,11 +99,7 @@ def predict_here(job: Job) -> Measured:
     model.register_forward_pre_hook(count)
 
     def one_pass() -> None:
-        answers = predict(
-            model, checkpoint.encoding, labels, settings.max_length, texts, settings.batch_size,
-            job.on.precision,
-        )  # fmt: skip
-        list(answers)
+        list(predict(model, checkpoint, texts, job.settings.batch_size, job.on.precision))
 
     return seen.measured(second_of_two(one_pass, job.device), passes=2)
 
