@@ -15,7 +15,7 @@ class TrainingConfig:
     """Training"""
 
     epochs: int | None = flag(
-        None, "passes over the training rows; left out, 3, or on little data what makes 300 steps",
+        None, "passes over the training rows; left out, 3, or on little data what makes 180 steps",
         at_least=1, may_change=True,
     )  # fmt: skip
     max_steps: int = flag(

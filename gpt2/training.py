@@ -83,7 +83,7 @@ def train(
     )
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
-    epochs = config.epochs or max(3, math.ceil(300 / steps_per_epoch))
+    epochs = config.epochs or max(3, math.ceil(180 / steps_per_epoch))
     steps = epochs * steps_per_epoch
     if config.max_steps:
         steps = min(steps, config.max_steps)
