@@ -66,6 +66,10 @@ class TrainingConfig:
         "10m", "steps (200) or minutes (10m) between two saves of last/, to resume from; 0 saves "
         "at evaluations only", may_change=True,
     )  # fmt: skip
+    shard: bool = flag(
+        False, "under torchrun, keep a part of weights, gradients and AdamW's moments in each "
+        "process instead of all in all: for a model that does not fit, and slower", may_change=True,
+    )  # fmt: skip
     precision: str = flag(
         "auto", "arithmetic of matrix products; auto takes bfloat16 where the device is fast at it",
         choices=("auto", "float32", "bfloat16"),
