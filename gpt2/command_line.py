@@ -262,7 +262,7 @@ def _end_without_the_others() -> NoReturn:
             "torchrun says tells why. What was saved is intact"
             + (f"; go on with: {command}" if command else "")
         )
-    os._exit(2)  # at once: torch would wait for the others
+    os._exit(1)  # at once: torch would wait for the others
 
 
 def _end(message: str) -> NoReturn:

@@ -23,8 +23,8 @@ class TrainingConfig:
     )
     batch_size: int = flag(16, "rows in each optimizer step", at_least=1)
     micro_batch_size: int = flag(
-        0, "rows in memory at once; lower it when memory runs out, the gradient stays the same; 0 "
-        "takes the whole batch", at_least=0, may_change=True
+        0, "rows in memory at once, in each process; lower it when memory runs out, the gradient "
+        "stays the same; 0 takes the whole batch", at_least=0, may_change=True
     )  # fmt: skip
     learning_rate: float = flag(
         6e-4, "peak rate of AdamW; the larger the model, the lower", above=0

@@ -121,7 +121,9 @@ class RunFolder:
         script = shlex.quote(os.path.relpath(sys.argv[0]))
         starter = "python"
         if world_size() > 1:
-            starter = f"torchrun --nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"
+            local = int(os.environ["LOCAL_WORLD_SIZE"])
+            on_one_machine = f"--standalone --nproc-per-node={local}"
+            starter = f"torchrun {on_one_machine if local == world_size() else '...'}"
         catch_signals(f"{starter} {script} --resume {shlex.quote(str(self.folder))}")
 
     def _start(self, settings: dict[str, Any], device: str) -> None:

@@ -94,6 +94,7 @@ def train(
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), betas=(0.9, config.beta2), fused=True
     )
+    objective = exchanging(model, loss)  # loss(model, batch), on however many processes
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
     epochs = config.epochs or max(3, math.ceil(300 / steps_per_epoch))
@@ -101,7 +102,6 @@ def train(
     if config.max_steps:
         steps = min(steps, config.max_steps)
     evaluate_every = config.evaluate_every or steps_per_epoch
-    objective = exchanging(model, loss)
     save_steps, save_seconds = parse_save_every(config.save_every)
 
     # --- from the start, or from where the run stopped
@@ -157,8 +157,9 @@ def train(
         return (at % evaluate_every == 0 or at == steps) and progress.evaluated_at != at
 
     def save_is_due() -> bool:
-        late = save_seconds and time.monotonic() - saved_at >= save_seconds
-        return largest(bool(late)) or (save_steps and progress.step % save_steps == 0)
+        if save_steps:
+            return progress.step % save_steps == 0
+        return save_seconds and largest(time.monotonic() - saved_at >= save_seconds)
 
     def finished() -> bool:
         patient = not config.patience or progress.evaluations_since_best < config.patience

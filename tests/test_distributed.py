@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -252,8 +251,8 @@ def test_every_row_is_counted_once_and_all_have_equally_many_micro_batches(count
 
 def test_a_stop_of_one_ends_all_and_any_number_of_processes_goes_on(alone, tmp_path):
     """2 processes, the second is told to stop in the second step; then 3 with a sharded model,
-    until rank 1 dies in the second epoch; then 1. The weights are those of one process undisturbed, which
-    they could not be after other batches."""
+    until rank 1 dies in the second epoch; then 1. The weights are those of one process undisturbed,
+    which they could not be after other batches."""
     run, statuses = tmp_path / "run", []
 
     def stopped():
@@ -380,6 +379,26 @@ def test_an_error_is_said_once_and_one_of_a_single_process_names_it(tmp_path, ca
     assert "process 1: no such file" in capfd.readouterr().err
 
 
+def test_out_of_memory_on_one_ends_all(tmp_path, capfd):
+    def exhausted():
+        if rank() == 1:
+            raise MemoryError
+
+    def work():
+        command_line.run_script(
+            lambda: run_task(tmp_path / "run", "classification", at_micro_batch=(4, exhausted))
+        )
+
+    statuses = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: None)
+        in_processes(2, work, tmp_path / "results", statuses)
+    assert statuses == [1, 2]
+    said = capfd.readouterr().err
+    assert "process 1: out of memory in step 2, with 1 rows at once" in said
+    assert "another process of this run has ended" in said and "--resume" in said
+
+
 def test_shard_needs_torchrun(call_script, tmp_path):
     ended = call_script("classification/train_gpt.py", "--shard", "--max-train", 24, "--out", "run")
     refused_with(ended, "--shard", "torchrun")
@@ -392,15 +411,6 @@ TRAIN = "classification/train_gpt.py"
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--batch-size", 8,
         "--max-train", 40, "--max-test", 8, "--max-validation", 8, "--max-length", 32,
         "--precision", "float32", "--log-every", 3, "--save-every", "3")  # fmt: skip
-
-
-def torchrun(script_environment, folder, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(REPOSITORY / TRAIN), *map(str, arguments)],
-        cwd=folder, env=script_environment | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
 
 
 def wait_for_lines(process, file, count):
@@ -425,25 +435,24 @@ def process_of_rank(launcher, number):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a process by /proc")
-def test_a_killed_process_ends_the_run_and_a_signal_stops_it(
-    script_environment, call_script, tmp_path
-):
+def test_a_killed_process_ends_the_run_and_a_signal_stops_it(start_torchrun, call_script, tmp_path):
     run = tmp_path / "run"
-    process = torchrun(script_environment, tmp_path, *TINY, "--epochs", 400, "--out", "run",
+    process = start_torchrun(2, TRAIN, *TINY, "--epochs", 400, "--out", "run",
                        "--evaluate-every", 5000)  # fmt: skip
     wait_for_lines(process, run / "metrics.jsonl", 3)
     os.kill(process_of_rank(process, 1), signal.SIGKILL)
     out, said = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "another process of this run has ended" in said
-    assert f"go on with: torchrun --nproc-per-node=2 {REPOSITORY / TRAIN}" in said.replace(
-        os.path.relpath(REPOSITORY / TRAIN, tmp_path), str(REPOSITORY / TRAIN)
+    assert (
+        f"go on with: torchrun --standalone --nproc-per-node=2 {REPOSITORY / TRAIN}"
+        in said.replace(os.path.relpath(REPOSITORY / TRAIN, tmp_path), str(REPOSITORY / TRAIN))
     )
     assert out.count("run folder: run") == 1  # one process prints
     assert not (run / "results.json").exists()
 
     before = len((run / "metrics.jsonl").read_text().splitlines())
-    process = torchrun(script_environment, tmp_path, "--resume", "run")
+    process = start_torchrun(2, TRAIN, "--resume", "run")
     wait_for_lines(process, run / "metrics.jsonl", before + 3)
     process.send_signal(signal.SIGTERM)
     out, said = process.communicate(timeout=60)
