@@ -58,6 +58,7 @@ def in_processes(count, work, folder, statuses=None):
         child = os.fork()
         if child == 0:
             status = 1
+            signal.alarm(120)  # or a collective that one does not reach would hang the tests
             try:
                 os.environ |= {
                     "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count),
