@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from conftest import refused as refused_with
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from classification.data import IMDbDataset
 from classification.evaluation import (
@@ -225,6 +226,30 @@ def test_many_processes_equal_one(count, alone, tmp_path):
     for number in range(len(TASKS)):
         log = [json.loads(line) for line in (tmp_path / f"{number}/metrics.jsonl").open()]
         assert [record["step"] for record in log if "loss" in record] == list(range(1, 9))
+
+
+def test_gradients_are_exchanged_once_a_step(tmp_path):
+    """8 steps of 2 micro-batches on each process: 8 exchanges, not 16."""
+
+    def work():
+        pieces = []
+
+        def counted(state, bucket):
+            if bucket.is_last():
+                pieces.append(bucket)
+            return default_hooks.allreduce_hook(None, bucket)
+
+        def exchanging(model, loss):
+            objective = distributed.exchanging(model, loss)
+            objective.register_comm_hook(None, counted)
+            return objective
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "exchanging", exchanging)
+            run_task(tmp_path / "run", "classification")
+        return len(pieces)
+
+    assert in_processes(2, work, tmp_path / "results") == [8, 8]
 
 
 @pytest.mark.parametrize("count", range(1, 6))
