@@ -153,14 +153,31 @@ def _keep(frame: pl.DataFrame, rows: int, seed: int) -> pl.DataFrame:
     return frame.sample(fraction=1, shuffle=True, seed=seed).sort(place, maintain_order=True)[:rows]
 
 
+TRUNCATIONS = ("head", "tail", "head-tail")
+
+
+def truncate(tokens: list[int], max_length: int, truncation: str) -> list[int]:
+    """At most `max_length` of `tokens`: the first, the last, or a quarter from the beginning and
+    three quarters from the end. Reviews announce their subject first and their verdict last (Sun et
+    al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.3.1).
+
+    >>> truncate([1, 2, 3, 4, 5, 6], 4, "head-tail")
+    [1, 4, 5, 6]
+    """
+    if len(tokens) <= max_length:
+        return tokens
+    first = {"head": max_length, "tail": 0, "head-tail": max_length // 4}[truncation]
+    return tokens[:first] + tokens[len(tokens) - (max_length - first) :]
+
+
 _CHUNK = 10_000  # texts whose tokens are Python numbers at the same time
 
 
 class IMDbDataset(Dataset):
     """Reviews as token ids. Row i is (tokens (length,) int64, class id () int64).
 
-    A text keeps its first `max_length` tokens. It is encoded as plain text: "<|endoftext|>" inside
-    a review is thirteen characters, not the special token.
+    A text keeps `max_length` tokens, those that `truncation` says. It is encoded as plain text:
+    "<|endoftext|>" inside a review is thirteen characters, not the special token.
 
     >>> from gpt2.tokenizer import get_encoding
     >>> dataset = IMDbDataset(["A fine film", "Dull"], [1, 0], get_encoding("mini"), max_length=2)
@@ -176,12 +193,16 @@ class IMDbDataset(Dataset):
         labels: Sequence[int],
         encoding: tiktoken.Encoding,
         max_length: int,
+        truncation: str = "head",
     ) -> None:
         pieces, full_lengths = [], []
         for start in range(0, len(texts), _CHUNK):
             encoded = encoding.encode_ordinary_batch(list(texts[start : start + _CHUNK]))
             full_lengths += map(len, encoded)
-            pieces += [np.array(tokens[:max_length], dtype=np.int32) for tokens in encoded]
+            pieces += [
+                np.array(truncate(tokens, max_length, truncation), dtype=np.int32)
+                for tokens in encoded
+            ]
         self.full_lengths = np.array(full_lengths, dtype=np.int64)
         if len(texts) and self.full_lengths.min() == 0:
             raise ValueError(f"row {self.full_lengths.argmin()} has no tokens")

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 
 from classification.data import IMDbDataset
 from classification.evaluation import predict_log_probabilities
-from gpt2.checkpoint import load_checkpoint
+from gpt2.checkpoint import Checkpoint, load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.device import DeviceSettings, choose_device
 from gpt2.files import clean_text
@@ -44,15 +43,15 @@ class PredictSettings:
 
 def predict(
     model: GPT2,
-    encoding: tiktoken.Encoding,
-    labels: list[str],
-    max_length: int,
+    checkpoint: Checkpoint,
     texts: Iterable[str],
     batch_size: int = 32,
     precision: str = "auto",
 ) -> Iterator[tuple[str, dict[str, float] | None]]:
     """Each text, in order, with the probability of each label; None for a text without content.
     `model` must be in evaluation mode; no more than 4,096 texts are held at once."""
+    labels, max_length = checkpoint.settings["labels"], checkpoint.settings["max_length"]
+    truncation = checkpoint.settings["truncation"]
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, _CHUNK)):
         cleaned = [clean_text(text) for text in chunk]
@@ -60,7 +59,9 @@ def predict(
         answers: list[dict[str, float] | None] = [None] * len(chunk)
         if places:
             rows = [cleaned[place] for place in places]
-            dataset = IMDbDataset(rows, [0] * len(rows), encoding, max_length)
+            dataset = IMDbDataset(
+                rows, [0] * len(rows), checkpoint.encoding, max_length, truncation
+            )
             probabilities = np.exp(predict_log_probabilities(model, dataset, batch_size, precision))
             for place, row in zip(places, probabilities.tolist(), strict=True):
                 answers[place] = dict(zip(labels, row, strict=True))
@@ -85,7 +86,7 @@ def main() -> None:
         raise UserError(f"--file {settings.file}: no such file")
     device = choose_device(on.device)
     model, checkpoint = load_checkpoint(arguments.run, "classification")
-    labels, max_length = checkpoint.settings["labels"], checkpoint.settings["max_length"]
+    labels = checkpoint.settings["labels"]
 
     if settings.file:
         source = open(settings.file, encoding="utf-8-sig", newline="\n")
@@ -98,9 +99,7 @@ def main() -> None:
     with source as lines:
         answers = predict(
             model.to(device),
-            checkpoint.encoding,
-            labels,
-            max_length,
+            checkpoint,
             arguments.texts or _lines(lines, settings.file or "standard input"),
             settings.batch_size,
             on.precision,

@@ -20,7 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from baselines.train_logreg import FEATURES, BagOfWords
-from classification.data import IMDbDataset, Splits, describe_splits, load_splits, print_summary
+from classification.data import (
+    TRUNCATIONS,
+    IMDbDataset,
+    Splits,
+    describe_splits,
+    load_splits,
+    print_summary,
+)
 from classification.evaluation import (
     classification_loss,
     classification_metrics,
@@ -66,6 +73,10 @@ class HeadSettings:
     max_length: int = flag(
         512, "tokens kept of each text; longer rows cost time and memory", at_least=1
     )
+    truncation: str = flag(
+        "head", "which tokens of a longer text are kept: the first, the last, or a quarter from "
+        "its beginning and the rest from its end", choices=TRUNCATIONS,
+    )  # fmt: skip
     features: str = flag("count", "what the bag of words counts", choices=FEATURES)
 
 
@@ -100,7 +111,9 @@ def main() -> None:
     )
     place(model, device, config.shard)
     datasets = {
-        split: IMDbDataset(frame["text"], frame["label"], encoding, head.max_length)
+        split: IMDbDataset(
+            frame["text"], frame["label"], encoding, head.max_length, head.truncation
+        )
         for split, frame in splits.items()
     }
     print_summary(splits, datasets["train"])
@@ -137,7 +150,12 @@ def main() -> None:
     checkpoint = Checkpoint(
         "classification",
         encoding,
-        {"labels": splits.labels, "max_length": head.max_length, "data": splits.name},
+        {
+            "labels": splits.labels,
+            "max_length": head.max_length,
+            "truncation": head.truncation,
+            "data": splits.name,
+        },
     )
     try:
         result = train(
@@ -174,6 +192,7 @@ def main() -> None:
             "origin": before["origin"],
             "pooling": head.pooling,
             "max_length": head.max_length,
+            "truncation": head.truncation,
             "parameters": parameters,
             "trainable": trainable,
         },

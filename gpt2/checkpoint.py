@@ -35,7 +35,7 @@ from gpt2.tokenizer import load_encoding, save_encoding
 
 # What each task needs to prepare new text as it was prepared for training.
 SETTINGS = {
-    "classification": ("labels", "max_length"),
+    "classification": ("labels", "max_length", "truncation"),
     "instruction": ("template", "max_length"),
     "pretraining": ("max_length",),
 }
@@ -197,7 +197,8 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
         found_task = description["task"]
         config = GPT2Config(**description["model"])
         head = _build_head(config, description["head"])
-        settings = {name: description["settings"][name] for name in SETTINGS[found_task]}
+        saved = {"truncation": "head"} | description["settings"]  # older runs know no other
+        settings = {name: saved[name] for name in SETTINGS[found_task]}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
     if found_task != task:

@@ -88,7 +88,8 @@ def parse_flags(
     fields = {field.name: field for cls in settings_classes for field in dataclasses.fields(cls)}
     values = {name: value for name, value in vars(namespace).items() if name in fields}
     for name, value in values.items():
-        _check_bounds(fields[name], value)
+        for one in value if isinstance(value, list) else [value]:
+            _check_bounds(fields[name], one)
     if values.get("resume"):
         values = _settings_to_resume(values, fields)
     instances = []

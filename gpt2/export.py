@@ -164,9 +164,11 @@ def _write_tokenizer(folder: Path, model: GPT2, checkpoint: Checkpoint) -> None:
         "clean_up_tokenization_spaces": False,
     }
     if "labels" in checkpoint.settings:
+        truncation = checkpoint.settings["truncation"]
         settings |= {
             "model_max_length": checkpoint.settings["max_length"],
             "padding_side": "right",
+            "truncation_side": "left" if truncation == "tail" else "right",
             # "<|endoftext|>" inside a text is thirteen characters, as it was in training.
             "split_special_tokens": True,
         }

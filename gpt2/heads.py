@@ -98,4 +98,7 @@ class ClassificationHead(nn.Module):
         self.query = nn.Parameter(torch.zeros(config.n_embd)) if pooling == "attention" else None
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        return self.score(POOLINGS[self.pooling](hidden, lengths, self.query))
+        pooled = POOLINGS[self.pooling](hidden, lengths, self.query)  # (B, C)
+        # bfloat16 has so few digits that unlike texts would get the very same probabilities.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.score(pooled.to(self.score.weight.dtype))

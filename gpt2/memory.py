@@ -84,7 +84,12 @@ def measure(config: GPT2Config, rows: int, length: int, precision: str, device: 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    if place.type == "cuda":
+    return peak_memory(place)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most that this process has held so far, in bytes; on a GPU, of its memory, in tensors."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -133,9 +133,16 @@ def _limits(model: GPT2, checkpoint: Checkpoint) -> list[str]:
     context, longest = model.config.n_positions, checkpoint.settings["max_length"]
     always = "It says what its data make likely, with the errors and prejudices of these data."
     if checkpoint.task == "classification":
+        truncation = checkpoint.settings["truncation"]
+        kept = {
+            "head": f"the first {longest:,} tokens",
+            "tail": f"the last {longest:,} tokens",
+            "head-tail": f"{longest:,} tokens (a quarter from the start, the rest from the end)",
+        }[truncation]
+        there = f"keeps the first {longest:,}" if truncation == "head-tail" else "cuts there too"
         return [
-            f"It was trained on the first {longest:,} tokens of each text. With `truncation=True` "
-            f"the pipeline cuts there too; without, texts of more than {context:,} tokens fail.",
+            f"It was trained on {kept} of each text. With `truncation=True` the pipeline {there}; "
+            f"without, texts of more than {context:,} tokens fail.",
             "The tokenizer turns `<br>` and runs of white space into one space, as in training; "
             "HTML entities (`&amp;`) were replaced as well, which is left to the caller here.",
             "Every text gets one of the labels, one that has nothing to do with them too. A text "

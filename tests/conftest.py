@@ -144,6 +144,16 @@ def call_script(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
+def in_this_process(monkeypatch):
+    """baselines/throughput.py without the processes that it starts, which take seconds each, and
+    with small matrices."""
+    from baselines import measuring, throughput
+
+    monkeypatch.setattr(throughput, "in_own_process", lambda function, *given: function(*given))
+    monkeypatch.setitem(measuring.MATRIX_SIZES, "cpu", 64)
+
+
+@pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub that has a tiny GPT-2 under the name of the released one; this process, with a cache of
     its own, asks there."""

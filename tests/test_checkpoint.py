@@ -169,6 +169,9 @@ def test_killed_50_times_while_saving_a_whole_checkpoint_is_left(tmp_path):
     """Each process goes on from the checkpoint that the one before has left."""
     folder, draw = tmp_path / "last", random.Random(0)
     save(folder, step=0)
+    began = time.perf_counter()
+    save(folder, step=0)
+    a_save = time.perf_counter() - began
     started, steps = tmp_path / "started", [0]
 
     def save_for_ever():
@@ -188,7 +191,7 @@ def test_killed_50_times_while_saving_a_whole_checkpoint_is_left(tmp_path):
             save_for_ever()
         while not started.exists():
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 4 * a_save))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
         between_renames += not folder.exists()

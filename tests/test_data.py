@@ -270,6 +270,22 @@ def test_the_dataset_holds_exact_ids():
     assert encoding.decode(tokens.tolist()) == "<|endoftext|>"
 
 
+@pytest.mark.parametrize(
+    ("truncation", "kept"),
+    [("head", [0, 1, 2, 3]), ("tail", [2, 3, 4, 5]), ("head-tail", [0, 3, 4, 5])],
+)
+def test_what_is_kept_of_long_texts(truncation, kept):
+    encoding = get_encoding("mini")
+    tokens = encoding.encode_ordinary("one two three four five six")
+    assert len(tokens) == 6
+    short = encoding.encode_ordinary("one two")
+    dataset = IMDbDataset(
+        ["one two three four five six", "one two"], [0, 1], encoding, 4, truncation
+    )
+    assert dataset[0][0].tolist() == [tokens[place] for place in kept]
+    assert dataset[1][0].tolist() == short
+
+
 def test_long_texts_lose_their_end_and_are_counted():
     dataset = IMDbDataset(["one two three four", "one"], [0, 1], get_encoding("mini"), max_length=2)
     assert dataset.lengths.tolist() == [2, 1] and len(dataset[0][0]) == 2

@@ -85,3 +85,16 @@ def test_whole_split_and_the_same_at_batch_size_1_7_and_32():
 def test_tables_are_aligned():
     table = format_table(["a", "b"], [["long name", 1.5], ["x", None]])
     assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def test_bfloat16_tells_rows_apart_that_differ_little():
+    """One bfloat16 logit of 1.0 stands for everything from 0.998 to 1.004."""
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=4, vocab_size=11)
+    head = ClassificationHead(config, num_classes=2, pooling="mean")
+    head.score.weight.data.copy_(torch.eye(2, 8))
+    hidden = torch.ones(3, 1, 8)
+    hidden[1, 0, 0], hidden[2, 0, 0] = 1.001, 1.002
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(hidden, torch.ones(3, dtype=torch.int64))
+    assert logits.dtype == torch.float32
+    assert logits[:, 0].tolist() == pytest.approx([1, 1.001, 1.002], abs=1e-6)

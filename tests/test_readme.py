@@ -91,7 +91,7 @@ def test_the_commands_are_those_that_are_tested():
     assert all(command.startswith(("python ", "cat ", "torchrun ")) for command in others)
 
 
-def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hub):
+def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hub, in_this_process):
     """In README's order: prediction uses what the first command trained. `gpt2` is a tiny one."""
     download_released("gpt2")
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
@@ -122,6 +122,9 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
                 arguments += [*SHORT, 128, "--test-answers", 4, "--answer-tokens", 4]
             if script.endswith("decoding_speed.py"):
                 arguments += ["--new-tokens", 4, "--repeats", 1]
+            if script.endswith("throughput.py"):
+                arguments += shlex.split("--rows 4 --rounds 1 --new-tokens 2 --tasks generation")
+                arguments += [] if (SHARED / "tiktoken").is_dir() else ["--model", "mini"]
             if starter and starter.standalone:
                 done = run_torchrun(2, script, *arguments, cwd=stand_ins)
             else:  # of several machines, what one process alone does

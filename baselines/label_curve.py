@@ -1,0 +1,172 @@
+"""What pre-training buys: how good fine-tuned models are, against the rows they learnt from.
+
+Each point is one run of the task's own script, in a folder of its own under --out, from random and
+from pretrained weights; for classification the three bags of words stand beside them. A curve that
+is stopped goes on where it was when the same command is given again.
+
+    python baselines/label_curve.py --data ../shared/imdb --out runs/label-curve
+    python baselines/label_curve.py --out runs/small --rows 100 400 -- --max-length 128
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from baselines.train_logreg import FEATURES
+from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.files import write_json
+from gpt2.reporting import format_table
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class CurveSettings:
+    """Curve"""
+
+    task: str = flag(
+        "classification", "what is learnt; the measure is accuracy, or the loss on responses",
+        choices=("classification", "instruction"),
+    )  # fmt: skip
+    data: str = flag("sample", "what the task's script takes as --data")
+    model: str = flag("mini", "what it takes as --model; it must have pretrained weights")
+    rows: tuple[int, ...] = flag(
+        (100, 400, 1600, 6400, 0), "training rows of each point, 0 for all", at_least=0
+    )
+    seeds: tuple[int, ...] = flag((1,), "seeds; several give mean and standard deviation")
+    out: str = flag("runs/label-curve", "folder for the runs, curve.json, curve.md and curve.png")
+
+
+def contenders(settings: CurveSettings, rows: int, seed: int) -> dict[str, list[str]]:
+    """The scripts and flags whose runs are compared on `rows` training rows, by name."""
+    where = ["--data", settings.data, "--max-train", str(rows)]
+    if settings.task == "instruction":
+        gpt = ["instruction/instruction_finetuning.py", *where]
+        bags = {}
+    else:
+        gpt = ["classification/train_gpt.py", *where]
+        bags = {
+            f"bag of words ({features})": ["baselines/train_logreg.py", *where, "--features",
+                                           features, "--overwrite"]
+            for features in FEATURES
+        }  # fmt: skip
+    name = Path(settings.model).name
+    gpt += ["--model", settings.model, "--seed", str(seed), "--resume", "auto"]
+    return bags | {f"{name}, {init}": [*gpt, "--init", init] for init in ("random", "pretrained")}
+
+
+def run_once(command: list[str], folder: Path) -> dict[str, Any]:
+    """results.json of the run in `folder`, after `command` has made it if it was not there.
+
+    Raises UserError if the command fails; it has said why.
+    """
+    if not (folder / "results.json").is_file():
+        script = str(_ROOT / command[0])
+        done = subprocess.run(
+            [sys.executable, script, *command[1:], "--out", str(folder)], stdout=subprocess.DEVNULL
+        )
+        if done.returncode:
+            raise UserError(f"{folder}: stopped; the same command goes on with the curve")
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def measure(results: dict[str, Any]) -> float:
+    """The one number of a run, on its test split."""
+    if results["task"] == "instruction":
+        return results["after"]["test"]["loss"]
+    measured = results["after"] if "after" in results else results["baseline"]
+    return 100 * measured["test"]["accuracy"]
+
+
+def curve_table(points: list[dict[str, Any]], task: str) -> str:
+    """One row for each number of training rows, one column for each contender."""
+    names = list(dict.fromkeys(point["contender"] for point in points))
+    digits = 4 if task == "instruction" else 1
+    table = []
+    for rows in sorted({point["rows"] for point in points}):
+        line = [f"{rows:,}"]
+        for name in names:
+            values = [p["value"] for p in points if (p["contender"], p["rows"]) == (name, rows)]
+            spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+            line.append(f"{np.mean(values):.{digits}f}{spread}")
+        table.append(line)
+    return format_table(["training rows", *names], table)
+
+
+def plot_curve(points: list[dict[str, Any]], task: str, file: Path) -> None:
+    """One line a contender; with several seeds the mean, and a bar of one standard deviation."""
+    import matplotlib  # here, because it takes a second that `--help` need not wait for
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.4, 4))
+    for name in dict.fromkeys(point["contender"] for point in points):
+        by_rows: dict[int, list[float]] = {}
+        for point in points:
+            if point["contender"] == name:
+                by_rows.setdefault(point["rows"], []).append(point["value"])
+        rows = sorted(by_rows)
+        axis.errorbar(
+            rows,
+            [np.mean(by_rows[n]) for n in rows],
+            yerr=[np.std(by_rows[n], ddof=1) if len(by_rows[n]) > 1 else 0 for n in rows],
+            marker="o",
+            linestyle="--" if "bag" in name else "-",
+            label=name,
+        )
+    axis.set_xscale("log")
+    ticks = sorted({point["rows"] for point in points})
+    axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    axis.minorticks_off()
+    axis.set(
+        xlabel="training rows",
+        ylabel="loss of a response token, test (nats)" if task == "instruction"
+        else "test accuracy (%)",
+    )  # fmt: skip
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    # What follows `--` goes to the GPT-2 runs as it is.
+    argv = sys.argv[1:]
+    cut = argv.index("--") if "--" in argv else len(argv)
+    extra = argv[cut + 1 :]
+    (settings,) = parse_flags([CurveSettings], __doc__.splitlines()[0], argv[:cut])
+    out = Path(settings.out)
+    points = []
+    work = [(rows, seed) for rows in settings.rows for seed in settings.seeds]
+    for rows, seed in tqdm(work, unit="point", disable=None):
+        for name, command in contenders(settings, rows, seed).items():
+            bag = name.startswith("bag")
+            if bag and seed != settings.seeds[0]:
+                continue  # a bag of words has no seed
+            folder = f"{name.translate(str.maketrans(' ', '-', '(),'))}-{rows or 'all'}"
+            if not bag:
+                folder, command = f"{folder}-{seed}", [*command, *extra]
+            results = run_once(command, out / folder)
+            point = {"contender": name, "rows": results["data"]["train"], "seed": seed,
+                     "value": measure(results)}  # fmt: skip
+            points.append(point)
+            tqdm.write(f"{point['rows']:>7,} rows, {name}, seed {seed}: {point['value']:.4f}")
+    table = curve_table(points, settings.task)
+    write_json(out / "curve.json", {"task": settings.task, "data": settings.data, "points": points})
+    (out / "curve.md").write_text(table + "\n", encoding="utf-8")
+    plot_curve(points, settings.task, out / "curve.png")
+    print(f"\n{table}\n\n{out / 'curve.png'}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,69 @@
+"""The curve over the number of training rows runs what is missing, and nothing twice."""
+
+import json
+
+import pytest
+from conftest import refused
+
+SCRIPT = "baselines/label_curve.py"
+
+
+def finished(folder, task, rows, value):
+    metrics = {"test": {"accuracy": value, "loss": value}}
+    folder.mkdir(parents=True)
+    results = {"task": task, "data": {"train": rows}, "after": metrics}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_accuracy_by_rows_with_the_spread_over_seeds(tmp_path, call_script):
+    """Finished runs are read, the missing one, a bag of words, is run; the `±` is the standard
+    deviation of a sample: 60 and 62 give 1.4."""
+    for name, values in {"random": (0.5, 0.5), "pretrained": (0.6, 0.62)}.items():
+        for seed, value in enumerate(values, start=1):
+            finished(tmp_path / f"mini-{name}-100-{seed}", "classification", 100, value)
+    for features in ("count", "tfidf"):
+        folder = tmp_path / f"bag-of-words-{features}-100"
+        finished(folder, "classification", 100, 0.7)
+    done = call_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--seeds", 1, 2)
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "bag-of-words-nb-100/results.json").read_text())
+    cells = (tmp_path / "curve.md").read_text().splitlines()[-1].strip("| ").split("|")
+    nb = f"{100 * made['baseline']['test']['accuracy']:.1f}"
+    assert [cell.strip() for cell in cells] == ["100", "70.0", "70.0", nb, "50.0 ± 0.0",
+                                                "61.0 ± 1.4"]  # fmt: skip
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    points = json.loads((tmp_path / "curve.json").read_text())["points"]
+    assert len(points) == 3 + 2 * 2
+
+
+def test_loss_by_rows_for_instructions(tmp_path, call_script):
+    for rows, name, value in (
+        (100, "random", 6.5),
+        (100, "pretrained", 4.25),
+        (0, "random", 4.5),
+        (0, "pretrained", 3.5),
+    ):
+        folder = tmp_path / f"mini-{name}-{rows or 'all'}-1"
+        finished(folder, "instruction", rows or 272, value)
+    done = call_script(SCRIPT, "--task", "instruction", "--out", tmp_path, "--rows", 0, 100)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "curve.md").read_text().splitlines()[2:] == [
+        "| 100           |       6.5000 |           4.2500 |",
+        "| 272           |       4.5000 |           3.5000 |",
+    ]
+
+
+def test_a_run_that_fails_ends_the_curve_and_spares_what_is_there(tmp_path, run_script):
+    """The script that failed has said why; flags after `--` reach the GPT-2 runs."""
+    for features in ("count", "tfidf", "nb"):
+        finished(tmp_path / f"bag-of-words-{features}-100", "classification", 100, 0.7)
+    done = run_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--", "--pooling", "most")
+    assert done.returncode == 2
+    why, where = [line for line in done.stderr.splitlines() if ".py: " in line]
+    assert "invalid choice: 'most'" in why and "mini-random-100-1: stopped" in where
+    assert (tmp_path / "bag-of-words-nb-100/results.json").exists()
+
+
+@pytest.mark.parametrize("flags", [["--rows", "-1"], ["--task", "guess"]])
+def test_flags_that_make_no_curve_are_refused(flags, call_script):
+    refused(call_script(SCRIPT, *flags), flags[0])
