@@ -14,6 +14,7 @@ from tqdm import tqdm
 from classification.data import IMDbDataset
 from gpt2.batching import Batch, collate, sorted_batches
 from gpt2.device import autocast
+from gpt2.distributed import gather, share
 from gpt2.stopping import stop_if_asked
 
 
@@ -32,18 +33,20 @@ def predict_log_probabilities(
     The model must be in evaluation mode. With `progress`, a bar of that name is shown."""
     device = next(model.parameters()).device
     batches = sorted_batches(dataset.lengths, batch_size)
+    numbers = share(range(len(batches)))
     if progress:
-        batches = tqdm(batches, desc=progress, unit="batch", disable=None, leave=False)
-    results, order = [], []
-    for rows in batches:
-        batch = collate([dataset[row] for row in rows]).to(device)
+        numbers = tqdm(numbers, desc=progress, unit="batch", disable=None, leave=False)
+    found: dict[int, Tensor] = {}  # of each batch
+    for number in numbers:
+        batch = collate([dataset[row] for row in batches[number]]).to(device)
         with autocast(device, precision):
             logits = model(batch.tokens, batch.lengths)
-        results.append(logits.float().log_softmax(dim=1).cpu())
-        order += rows
+        found[number] = logits.float().log_softmax(dim=1).cpu()
         stop_if_asked()
-    log_probabilities = torch.empty_like(torch.cat(results))
-    log_probabilities[order] = torch.cat(results)
+    found = gather(found)
+    results = torch.cat([found[number] for number in range(len(batches))])
+    log_probabilities = torch.empty_like(results)
+    log_probabilities[[row for rows in batches for row in rows]] = results
     return log_probabilities.numpy()
 
 

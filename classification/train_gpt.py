@@ -53,6 +53,7 @@ from gpt2.building import (
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
 from gpt2.device import arithmetic, choose_device
+from gpt2.distributed import meet, on_rank_0, place, rank
 from gpt2.export import check_export, export
 from gpt2.heads import POOLINGS, ClassificationHead
 from gpt2.optimization import TrainingConfig
@@ -84,7 +85,7 @@ def main() -> None:
         [DataSettings, ModelSettings, HeadSettings, TrainingConfig, RunSettings],
         "Fine-tune GPT-2 to classify texts, and compare it with a bag of words.",
     )
-    device = choose_device(run_settings.device)
+    device = meet(choose_device(run_settings.device))
     seed = run_settings.seed
     run = RunFolder.choose(
         run_settings, f"classification-{source_name(data.data)}-{model_name(model_settings)}"
@@ -108,7 +109,7 @@ def main() -> None:
         seed,
         splits.labels,
     )
-    model.to(device)
+    place(model, device, config.shard)
     datasets = {
         split: IMDbDataset(
             frame["text"], frame["label"], encoding, head.max_length, head.truncation
@@ -117,7 +118,7 @@ def main() -> None:
     }
     print_summary(splits, datasets["train"])
     # The baseline comes first: it takes seconds, and data that it cannot read is a mistake.
-    baseline, baseline_seconds = fit_baseline(splits, head.features)
+    baseline, baseline_seconds = on_rank_0(lambda: fit_baseline(splits, head.features))
     parameters, trainable = count_parameters(model)
     print(
         f"model: {model_name(model_settings)}, {origin}, "
@@ -180,6 +181,8 @@ def main() -> None:
     }
 
     # ---- chapter 6: comparison
+    if rank() > 0:
+        return
     results = {
         "task": "classification",
         "data": describe_splits(splits),

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gpt2.command_line import UserError
+from gpt2.distributed import cut_like, on_rank_0, rank, take_apart, whole
 from gpt2.durable import MANIFEST, check_folder, replacing_folder, whole_folder
 from gpt2.files import write_json
 from gpt2.heads import ClassificationHead, LanguageModelHead
@@ -94,14 +95,20 @@ def save_checkpoint(
         "step": progress.step,
         "validation": progress.validation,
     }
-    with replacing_folder(folder) as new:
-        save_file(_on_cpu(_tensors(model)), new / "model.safetensors")
-        save_encoding(checkpoint.encoding, new)
-        write_json(new / "config.json", description)
-        if optimizer:
-            save_file(_on_cpu(_optimizer_tensors(model, optimizer)), new / "optimizer.safetensors")
-            training = {"progress": dataclasses.asdict(progress), "data": data}
-            write_json(new / "training.json", training)
+    weights = _on_cpu(_tensors(model))
+    moments = _on_cpu(_optimizer_tensors(model, optimizer)) if optimizer else {}
+
+    def write() -> None:
+        with replacing_folder(folder) as new:
+            save_file(weights, new / "model.safetensors")
+            save_encoding(checkpoint.encoding, new)
+            write_json(new / "config.json", description)
+            if optimizer:
+                save_file(moments, new / "optimizer.safetensors")
+                training = {"progress": dataclasses.asdict(progress), "data": data}
+                write_json(new / "training.json", training)
+
+    on_rank_0(write)
 
 
 def load_training(
@@ -132,7 +139,7 @@ def load_training(
         if parameter.requires_grad:
             prefix = name + "/"
             optimizer.state[parameter] = {
-                key.removeprefix(prefix): tensor.to(parameter.device)
+                key.removeprefix(prefix): cut_like(tensor, parameter)
                 for key, tensor in moments.items()
                 if key.startswith(prefix)
             }
@@ -226,12 +233,13 @@ def _copy_weights(file: Path, model: torch.nn.Module) -> None:
         raise UserError(f"{file}: does not fit the model at {', '.join(wrong[:5])}")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(cut_like(weights[name], tensor))
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """All that makes the model what it is: parameters, a tied one once (state_dict has it twice),
     and the buffers that state_dict keeps, which a changed architecture may have."""
+    take_apart(model)
     kept = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
     return dict(model.named_parameters()) | buffers
@@ -248,7 +256,13 @@ def _optimizer_tensors(
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Whole tensors in main memory, on rank 0; the other processes give their parts of them."""
+    found = {}
+    for name, tensor in tensors.items():
+        tensor = whole(tensor.detach())
+        if rank() == 0:
+            found[name] = tensor.cpu().contiguous()
+    return found
 
 
 def _describe_head(head: torch.nn.Module) -> dict[str, Any]:

@@ -22,12 +22,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gpt2.stopping import Stopped, release_signals
-
-
-class UserError(Exception):
-    """Something only the user can mend. The message is one line: which file, row or flag, what is
-    wrong with it, and what would be right. `run_script` prints it and exits with status 2."""
+from gpt2 import distributed
+from gpt2.errors import UserError
+from gpt2.stopping import Stopped, how_to_go_on, release_signals
 
 
 def flag(
@@ -164,7 +161,8 @@ def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotati
         "help": (field.metadata["help"] + shown).replace("%", "%%"),
     }
     if annotation is bool:
-        options["action"] = "store_true"
+        may_change = field.metadata["may_change"]  # to False as well, in a resumed run
+        options["action"] = argparse.BooleanOptionalAction if may_change else "store_true"
         options["help"] = field.metadata["help"]
     else:
         optional = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
@@ -220,38 +218,62 @@ def out_of_memory(error: BaseException) -> bool:
 
 def run_script(main: Callable[[], None]) -> None:
     """Call `main`; a UserError, or a file that cannot be read or written, becomes one line on
-    standard error and exit status 2."""
+    standard error and exit status 2. Of many processes rank 0 prints, and the others what is
+    theirs alone."""
+    distributed.quiet_other_ranks()
     try:
         main()
         sys.stdout.flush()
+        distributed.part()
     except UserError as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error))
     except Stopped as stop:
-        _say_last(f"{os.path.basename(sys.argv[0])}: {stop}")
+        if distributed.rank() == 0:
+            _say_last(f"{os.path.basename(sys.argv[0])}: {stop}")
         sys.exit(stop.exit_status)
     except KeyboardInterrupt:
-        _say_last("\ninterrupted")
+        if distributed.rank() == 0:
+            _say_last("\ninterrupted")
         sys.exit(130)
     except BrokenPipeError:
         # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (RuntimeError, MemoryError) as error:
+        if distributed.connection_lost(error):
+            _end_without_the_others()
         if not out_of_memory(error):
             raise
-        print(
-            f"{os.path.basename(sys.argv[0])}: out of memory; a smaller --batch-size, "
-            "--micro-batch-size or --max-length, or a smaller --model, needs less",
-            file=sys.stderr,
+        _end(
+            "out of memory; a smaller --batch-size, --micro-batch-size or --max-length, or a "
+            "smaller --model, needs less"
         )
-        sys.exit(2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{os.path.basename(sys.argv[0])}: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{where}{error.strerror or error}")
     finally:
         release_signals()
+
+
+def _end_without_the_others() -> NoReturn:
+    if distributed.rank() <= 1:  # 1, because it may be rank 0 that has ended
+        command = how_to_go_on()
+        _say_last(
+            f"{os.path.basename(sys.argv[0])}: another process of this run has ended; what it or "
+            "torchrun says tells why. What was saved is intact"
+            + (f"; go on with: {command}" if command else "")
+        )
+    os._exit(1)  # at once: torch would wait for the others
+
+
+def _end(message: str) -> NoReturn:
+    """Print why the program ends, and end it with status 2."""
+    release_signals()  # from here on the system's own handling: there is nothing left to save
+    whose = distributed.let_rank_0_speak_first()
+    print(f"{os.path.basename(sys.argv[0])}: {whose}{message}", file=sys.stderr, flush=True)
+    if distributed.world_size() > 1:
+        os._exit(2)  # torch would wait for the others, which may be waiting for this one
+    sys.exit(2)
 
 
 def _say_last(message: str) -> None:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from gpt2.batching import IGNORE, Batch, collate, sorted_batches
 from gpt2.device import autocast
+from gpt2.distributed import gather, share
 from gpt2.heads import LanguageModelHead
 from gpt2.stopping import stop_if_asked
 
@@ -95,16 +96,20 @@ def evaluate_loss(
     evaluation mode. The mean is over targets, not over batches: the same at any batch size."""
     device = next(model.parameters()).device
     batches = sorted_batches(dataset.lengths, batch_size)
+    numbers = share(range(len(batches)))
     if progress:
-        batches = tqdm(batches, desc=progress, unit="batch", disable=None, leave=False)
-    total, targets = 0.0, 0
-    for rows in batches:
-        batch = collate([dataset[row] for row in rows]).to(device)
+        numbers = tqdm(numbers, desc=progress, unit="batch", disable=None, leave=False)
+    losses: dict[int, tuple[float, int]] = {}
+    for number in numbers:
+        batch = collate([dataset[row] for row in batches[number]]).to(device)
         with autocast(device, precision):
             loss, count = language_model_loss(model, batch)
-        total += loss.item()
-        targets += count
+        losses[number] = loss.item(), count
         stop_if_asked()
+    losses = gather(losses)
+    # in the order of the batches: the same sum on any number of processes
+    total = sum(losses[number][0] for number in range(len(batches)))
+    targets = sum(losses[number][1] for number in range(len(batches)))
     return {"loss": total / targets, "perplexity": perplexity(total / targets)}
 
 

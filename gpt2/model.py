@@ -66,7 +66,8 @@ class KeyValueCache:
     def __init__(self, config: GPT2Config, rows: int, capacity: int, like: Tensor) -> None:
         head_size = config.n_embd // config.n_head
         shape = (config.n_layer, rows, config.n_head, capacity, head_size)
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=like.device)
         self.width = 0  # positions in use, in the longest row
 

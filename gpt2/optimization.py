@@ -23,8 +23,8 @@ class TrainingConfig:
     )
     batch_size: int = flag(16, "rows in each optimizer step", at_least=1)
     micro_batch_size: int = flag(
-        0, "rows in memory at once; lower it when memory runs out, the gradient stays the same; 0 "
-        "takes the whole batch", at_least=0, may_change=True
+        0, "rows in memory at once, in each process; lower it when memory runs out, the gradient "
+        "stays the same; 0 takes the whole batch", at_least=0, may_change=True
     )  # fmt: skip
     learning_rate: float = flag(
         6e-4, "peak rate of AdamW; the larger the model, the lower", above=0
@@ -65,6 +65,10 @@ class TrainingConfig:
     save_every: str = flag(
         "10m", "steps (200) or minutes (10m) between two saves of last/, to resume from; 0 saves "
         "at evaluations only", may_change=True,
+    )  # fmt: skip
+    shard: bool = flag(
+        False, "under torchrun, keep a part of weights, gradients and AdamW's moments in each "
+        "process instead of all in all: for a model that does not fit, and slower", may_change=True,
     )  # fmt: skip
     precision: str = flag(
         "auto", "arithmetic of matrix products; auto takes bfloat16 where the device is fast at it",

@@ -34,6 +34,7 @@ from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.corpus import Corpus, CorpusSettings, TokenRows, read_corpus, source_name
 from gpt2.device import arithmetic, autocast, choose_device
+from gpt2.distributed import meet, place, rank
 from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import LanguageModelHead
@@ -64,7 +65,7 @@ def main() -> None:
         [CorpusSettings, ModelSettings, PretrainingConfig, RunSettings],
         "Pre-train GPT-2 on plain text, or adapt a pre-trained one to a domain.",
     )
-    device = choose_device(run_settings.device)
+    device = meet(choose_device(run_settings.device))
     seed = run_settings.seed
     sources = "-".join(dict.fromkeys(map(source_name, data.data)))
     run = RunFolder.choose(run_settings, f"pretraining-{sources}-{model_name(model_settings)}")
@@ -79,7 +80,7 @@ def main() -> None:
         check_export(Path(run_settings.export))
     corpus = read_corpus(data, seed)
     model, origin = build_model(source, gpt2_config, LanguageModelHead, config.train, seed)
-    model.to(device)
+    place(model, device, config.shard)
     rows = TokenRows(corpus.train["text"], encoding, max_length, "tokens")
     validation = {
         source: TokenRows(corpus.validation.filter(source=source)["text"], encoding, max_length)
@@ -140,7 +141,9 @@ def main() -> None:
     # ---- evaluation of the weights that did best on validation, and comparison
     load_weights(run.folder / "best", model)
     model.eval()
-    after = by_source()
+    after, continued = by_source(), continuations()
+    if rank() > 0:
+        return
     results = {
         "task": "pretraining",
         "data": description,
@@ -164,7 +167,7 @@ def main() -> None:
         "continuations": [
             {"beginning": beginning, "before": text_before, "after": text_after}
             for beginning, text_before, text_after in zip(
-                BEGINNINGS, before["continuations"], continuations(), strict=True
+                BEGINNINGS, before["continuations"], continued, strict=True
             )
         ],
     }  # fmt: skip

@@ -20,6 +20,7 @@ import filelock
 import torch
 
 from gpt2.command_line import UserError, flag
+from gpt2.distributed import on_rank_0, world_size
 from gpt2.durable import write_file
 from gpt2.stopping import catch_signals
 
@@ -58,7 +59,8 @@ class RunSettings:
 
 class RunFolder:
     """A run's folder and its log, metrics.jsonl: one JSON object for each logged step and each
-    evaluation. Nothing is written before `start`, and one process at a time may write."""
+    evaluation. Nothing is written before `start`, and one run at a time may write: of many
+    processes rank 0, while the others call the same methods and wait."""
 
     def __init__(self, folder: Path, overwrite: bool = False, resume: bool = False) -> None:
         self.folder = folder
@@ -73,6 +75,10 @@ class RunFolder:
         Raises UserError if the folder holds anything and `settings.overwrite` is off, or if it
         holds anything but a run.
         """
+        return on_rank_0(lambda: RunFolder._choose(settings, default_name))
+
+    @staticmethod
+    def _choose(settings: RunSettings, default_name: str) -> RunFolder:
         if settings.resume:
             return RunFolder(Path(settings.resume), resume=True)
         if not settings.out:
@@ -106,6 +112,21 @@ class RunFolder:
 
         Raises UserError if it cannot be written or if another process holds it.
         """
+        on_rank_0(lambda: self._start(settings, device))
+        if not (self.folder / "config.json").is_file():
+            raise UserError(
+                f"{self.folder}: is not there on this machine; name a folder on a disk that all "
+                "machines of the run share"
+            )
+        script = shlex.quote(os.path.relpath(sys.argv[0]))
+        starter = "python"
+        if world_size() > 1:
+            local = int(os.environ["LOCAL_WORLD_SIZE"])
+            on_one_machine = f"--standalone --nproc-per-node={local}"
+            starter = f"torchrun {on_one_machine if local == world_size() else '...'}"
+        catch_signals(f"{starter} {script} --resume {shlex.quote(str(self.folder))}")
+
+    def _start(self, settings: dict[str, Any], device: str) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.folder / _LOCK)
@@ -118,6 +139,7 @@ class RunFolder:
             "command": sys.argv,
             "versions": _versions(),
             "device": device,
+            "processes": world_size(),
             "threads": torch.get_num_threads(),
             "git_commit": _git_commit(),
         }
@@ -138,14 +160,13 @@ class RunFolder:
         if not self.resume:
             self.write_json("config.json", config)
             (self.folder / "metrics.jsonl").touch()
-        script = shlex.quote(os.path.relpath(sys.argv[0]))
-        catch_signals(f"python {script} --resume {shlex.quote(str(self.folder))}")
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` returns, kept in the file `name`: a resumed run reads it there."""
         file = self.folder / name
-        if not (self.resume and file.exists()):
-            self.write_json(name, compute())
+        if not on_rank_0(lambda: self.resume and file.exists()):
+            content = compute()
+            on_rank_0(lambda: self.write_json(name, content))
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
@@ -160,6 +181,9 @@ class RunFolder:
 
         Raises UserError if one of these lines is no record.
         """
+        self.log_records = on_rank_0(lambda: self._keep_log(records))
+
+    def _keep_log(self, records: int) -> int:
         file = self.folder / "metrics.jsonl"
         lines = file.read_bytes().splitlines(keepends=True)[:records] if file.exists() else []
         for number, line in enumerate(lines, start=1):
@@ -173,10 +197,14 @@ class RunFolder:
             (self.folder / "results.json").unlink(missing_ok=True)
             self.write_json("config.json", self._config)
         write_file(file, b"".join(lines))
-        self.log_records = len(lines)
+        return len(lines)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl. Raises UserError if it cannot be written."""
+        on_rank_0(lambda: self._log(record))
+        self.log_records += 1
+
+    def _log(self, record: dict[str, Any]) -> None:
         file = self.folder / "metrics.jsonl"
         try:
             with open(file, "a") as opened:
@@ -187,7 +215,6 @@ class RunFolder:
             raise UserError(
                 f"{file}: cannot be written ({error.strerror}); what was saved before is intact"
             ) from None
-        self.log_records += 1
 
     def read_log(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl, in their order."""
@@ -197,7 +224,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` as the file `name` of the run folder. Raises UserError if that fails; a
-        file that was there is then as it was."""
+        file that was there is then as it was. For rank 0 alone."""
         file = self.folder / name
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         try:

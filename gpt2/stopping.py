@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from gpt2 import distributed
+
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _before: dict[int, object] = {}  # what handled these signals before `catch_signals`
 _asked: int | None = None
@@ -33,28 +35,42 @@ def catch_signals(how_to_go_on: str) -> None:
 
 def release_signals() -> None:
     """Undo `catch_signals`."""
-    global _asked
+    global _asked, _how_to_go_on
     for number, handler in _before.items():
         signal.signal(number, handler)
     _before.clear()
-    _asked = None
+    _asked, _how_to_go_on = None, ""
+
+
+def how_to_go_on() -> str:
+    """The command that continues the run; "" before `catch_signals`."""
+    return _how_to_go_on
 
 
 def stop_if_asked() -> None:
-    """Raises Stopped if Ctrl-C or SIGTERM has come since `catch_signals`. Every loop that takes
-    long calls this once a batch."""
-    if _asked is not None:
-        raise Stopped(_asked, _how_to_go_on)
+    """Raises Stopped if Ctrl-C or SIGTERM has come since `catch_signals`, on all processes if to
+    one of them. Every loop that takes long calls this once a batch."""
+    number = distributed.largest(_asked or 0)
+    if number:
+        raise Stopped(number, _how_to_go_on)
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
     global _asked
     _asked = number
-    # The system's own handling ends a program even in the middle of a long call into torch.
+    if distributed.world_size() == 1:
+        # The system's own handling ends a program even in the middle of a long call into torch.
+        after, advice = signal.SIG_DFL, "; once more stops at once"
+    else:
+        # torchrun passes on a signal that a scheduler may have sent to its processes already, and
+        # kills those that have not ended half a minute later.
+        after, advice = signal.SIG_IGN, ""
     for each in _SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+        signal.signal(each, after)
+    if distributed.rank() > 0:
+        return
     # not print(), which fails if the signal came in the middle of another print()
-    message = f"\n{_SIGNALS[number]}: stopping after this batch; once more stops at once\n"
+    message = f"\n{_SIGNALS[number]}: stopping after this batch{advice}\n"
     try:
         os.write(sys.__stderr__.fileno(), message.encode())
     except (OSError, AttributeError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,18 @@ from gpt2.checkpoint import (
 )
 from gpt2.command_line import UserError, out_of_memory
 from gpt2.device import autocast
+from gpt2.distributed import (
+    add_up,
+    check_alike,
+    exchange,
+    exchanging,
+    largest,
+    micro_batches,
+    seed_step,
+    take_apart,
+    whole,
+    world_size,
+)
 from gpt2.durable import check_folder, whole_folder
 from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups, parse_save_every
 from gpt2.run_folder import RunFolder
@@ -78,9 +90,11 @@ def train(
     saving, if Ctrl-C or SIGTERM came; UserError if memory or the disk does not suffice.
     """
     device = next(model.parameters()).device
+    take_apart(model)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), betas=(0.9, config.beta2), fused=True
     )
+    objective = exchanging(model, loss)  # loss(model, batch), on however many processes
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
     epochs = config.epochs or max(3, math.ceil(180 / steps_per_epoch))
@@ -92,6 +106,7 @@ def train(
 
     # --- from the start, or from where the run stopped
     data = _checksum(dataset)
+    check_alike("the training rows", data)
     progress = Progress()  # what the loop counts; saved with the weights
     if run.resume and whole_folder(run.folder / "last").exists():
         progress = _go_on(run, model, optimizer, data, steps)
@@ -133,9 +148,18 @@ def train(
             progress.random_state = capture_random_state()
             save_last()
 
+    def cut(rows: Sequence[int]) -> list[Sequence[int]]:
+        starts = range(0, len(rows), config.rows_at_once)
+        return [rows[start : start + config.rows_at_once] for start in starts]
+
     def evaluation_is_due() -> bool:
         at = progress.step
         return (at % evaluate_every == 0 or at == steps) and progress.evaluated_at != at
+
+    def save_is_due() -> bool:
+        if save_steps:
+            return progress.step % save_steps == 0
+        return save_seconds and largest(time.monotonic() - saved_at >= save_seconds)
 
     def finished() -> bool:
         patient = not config.patience or progress.evaluations_since_best < config.patience
@@ -154,31 +178,37 @@ def train(
                     break
                 started = time.perf_counter()
                 progress.random_state = capture_random_state()
+                seed_step(seed, progress.step)
 
                 # --- forward and backward, one micro-batch after the other
                 loss_sum = torch.zeros((), device=device)
                 targets = real_tokens = all_tokens = 0
-                for first in range(0, len(rows), config.rows_at_once):
-                    micro_batch = rows[first : first + config.rows_at_once]
+                own = micro_batches(rows, cut)
+                for number, (micro_batch, counts) in enumerate(own, start=1):
                     batch = collate([dataset[row] for row in micro_batch])
-                    real_tokens += int(batch.lengths.sum())
-                    all_tokens += batch.tokens.numel()
-                    with autocast(device, config.precision):
-                        micro_loss, micro_targets = loss(model, batch.to(device))
-                    micro_loss.backward()  # of the sum: gradients of all micro-batches add up
+                    real_tokens += counts * int(batch.lengths.sum())
+                    all_tokens += counts * batch.tokens.numel()
+                    with exchange(objective, now=number == len(own)):
+                        with autocast(device, config.precision):
+                            micro_loss, micro_targets = objective(batch.to(device))
+                        micro_loss = counts * micro_loss
+                        micro_loss.backward()  # of the sum: gradients of all micro-batches add up
                     loss_sum += micro_loss.detach()
-                    targets += micro_targets
+                    targets += counts * micro_targets
                     # A step that is not finished counts for nothing: the resumed run repeats it
                     # with the random numbers that it began with.
                     stop_if_asked()
 
                 # --- the mean over all targets of the step. A mean of the micro-batches' means
                 # would give short micro-batches more weight, and the gradient would depend on the
-                # cut.
+                # cut. (The processes have exchanged the mean of their gradients, not the sum.)
+                loss_sum, targets, real_tokens, all_tokens = add_up(
+                    loss_sum, targets, real_tokens, all_tokens
+                )
                 for parameter in trained:
                     if parameter.grad is not None:
-                        parameter.grad /= targets
-                norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
+                        parameter.grad /= targets / world_size()
+                norm = whole(nn.utils.clip_grad_norm_(trained, config.clip or math.inf))
                 if not (torch.isfinite(loss_sum) and torch.isfinite(norm)):
                     raise NotFinite(
                         f"step {progress.step + 1}: loss {loss_sum.item() / targets:g}, gradient "
@@ -224,9 +254,7 @@ def train(
                 # --- evaluate and save
                 if evaluation_is_due():
                     evaluate_and_save()
-                elif (save_steps and progress.step % save_steps == 0) or (
-                    save_seconds and time.monotonic() - saved_at >= save_seconds
-                ):
+                elif save_is_due():
                     progress.random_state = capture_random_state()
                     save_last()
     except Stopped:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from gpt2.batching import sorted_batches
 from gpt2.device import autocast
+from gpt2.distributed import gather, sharded, share
 from gpt2.generation import SamplingSettings, generate
 from gpt2.model import GPT2
 from gpt2.stopping import stop_if_asked
@@ -40,6 +41,8 @@ def answer_prompts(
     prompt i samples with `seed` + i, whichever batch it is in."""
     device = next(model.parameters()).device
     batches = sorted_batches([len(prompt) for prompt in prompts], batch_size)
+    # A sharded model generates together, and answers differ in length: all answer all.
+    batches = batches if sharded(model) else share(batches)
     if progress:
         batches = tqdm(batches, desc=progress, unit="batch", disable=None, leave=False)
     answers: dict[int, Answer] = {}
@@ -56,6 +59,7 @@ def answer_prompts(
             ended = tokens[-1:] == [encoding.eot_token]
             answers[row] = Answer(encoding.decode(tokens[: len(tokens) - ended]).strip(), ended)
         stop_if_asked()
+    answers = gather(answers)
     return [answers[row] for row in range(len(prompts))]
 
 

@@ -35,6 +35,7 @@ from gpt2.building import (
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
 from gpt2.device import arithmetic, choose_device
+from gpt2.distributed import meet, place, rank
 from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
@@ -79,7 +80,7 @@ def main() -> None:
         [DataSettings, ModelSettings, TrainingConfig, EvaluationSettings, RunSettings],
         "Teach GPT-2 to follow instructions, and compare its answers before and after.",
     )
-    device = choose_device(run_settings.device)
+    device = meet(choose_device(run_settings.device))
     seed = run_settings.seed
     template = Template()
     run = RunFolder.choose(
@@ -96,7 +97,7 @@ def main() -> None:
     splits = load_splits(data, template, encoding, data.split_seed)
     check_batch_size(data.data, len(splits.train), config.batch_size)
     model, origin = build_model(source, gpt2_config, LanguageModelHead, config.train, seed)
-    model.to(device)
+    place(model, device, config.shard)
     datasets = {
         split: InstructionDataset(
             frame.rows(),
@@ -176,7 +177,9 @@ def main() -> None:
     # ---- evaluation of the weights that did best on validation, and comparison
     load_weights(run.folder / "best", model)
     model.eval()
-    after = look_at_test("after")
+    after = look_at_test("after") | {"validation": loss_on("validation")}
+    if rank() > 0:
+        return
     results = {
         "task": "instruction",
         "data": describe_splits(splits)
@@ -190,7 +193,7 @@ def main() -> None:
             "trainable": trainable,
         },
         "before": {"test": before["test"]},
-        "after": {"validation": loss_on("validation"), "test": after["test"]},
+        "after": {"validation": after["validation"], "test": after["test"]},
         "training": dataclasses.asdict(result)
         | {"tokens_per_second": result.tokens / result.seconds, "seed": seed},
         "answers": answer_records(answered_rows, before["answers"], after["answers"]),

@@ -93,6 +93,33 @@ def run_script(script_environment, tmp_path):
 
 
 @pytest.fixture
+def start_torchrun(script_environment, tmp_path):
+    """Start a script of the repository in `count` processes; returns torchrun's process."""
+
+    def start(count, script, *arguments, cwd=tmp_path):
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone",
+             f"--nproc-per-node={count}", str(REPOSITORY / script), *map(str, arguments)],
+            cwd=cwd, env=script_environment | {"OMP_NUM_THREADS": "1"}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture
+def run_torchrun(start_torchrun):
+    """Like `start_torchrun`, but returns the finished process."""
+
+    def run(count, script, *arguments, **named):
+        process = start_torchrun(count, script, *arguments, **named)
+        out, said = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, said)
+
+    return run
+
+
+@pytest.fixture
 def call_script(tmp_path, monkeypatch, capsys):
     """Like `run_script`, but inside this process: for scripts that end before they train, because
     starting a process and importing torch takes seconds."""

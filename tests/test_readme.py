@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import REPOSITORY, SHARED
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from classification.sources import SAMPLE
 from gpt2.heads import LanguageModelHead
@@ -87,10 +88,10 @@ def test_the_commands_are_those_that_are_tested():
         assert command in in_ci
     others = [command for command in COMMANDS if command not in installs]
     assert len(others) > 12
-    assert all(command.startswith(("python ", "cat ")) for command in others)
+    assert all(command.startswith(("python ", "cat ", "torchrun ")) for command in others)
 
 
-def test_every_command_runs(stand_ins, call_script, run_script, hub, in_this_process):
+def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hub, in_this_process):
     """In README's order: prediction uses what the first command trained. `gpt2` is a tiny one."""
     download_released("gpt2")
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
@@ -105,6 +106,12 @@ def test_every_command_runs(stand_ins, call_script, run_script, hub, in_this_pro
             if words[1] == "-m":
                 words[1:3] = [words[2].replace(".", "/") + ".py"]
             script, arguments = words[1], words[2:]
+            starter = None
+            if words[0] == "torchrun":
+                starter = torchrun_parser().parse_args(words[1:])
+                script, arguments = starter.training_script, starter.training_script_args
+            if starter and starter.standalone:  # in processes that know nothing of the tiny gpt2
+                arguments = ["mini" if word == "gpt2" else word for word in arguments]
             if not (SHARED / "tiktoken").is_dir():  # the gpt2 encoding is a download
                 arguments = ["mini" if word == "gpt2" else word for word in arguments]
             if script.endswith("train_gpt.py") and "--help" not in arguments:
@@ -118,7 +125,10 @@ def test_every_command_runs(stand_ins, call_script, run_script, hub, in_this_pro
             if script.endswith("throughput.py"):
                 arguments += shlex.split("--rows 4 --rounds 1 --new-tokens 2 --tasks generation")
                 arguments += [] if (SHARED / "tiktoken").is_dir() else ["--model", "mini"]
-            done = call_script(script, *arguments, cwd=stand_ins, environment=tokens)
+            if starter and starter.standalone:
+                done = run_torchrun(2, script, *arguments, cwd=stand_ins)
+            else:  # of several machines, what one process alone does
+                done = call_script(script, *arguments, cwd=stand_ins, environment=tokens)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout
 
