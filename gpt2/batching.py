@@ -93,6 +93,27 @@ def shuffled_batches(
     return batches
 
 
+def cut_batch(
+    rows: Sequence[int], lengths: Sequence[int], most_rows: int, most_tokens: int = 0
+) -> list[list[int]]:
+    """The `rows` of one batch, in their order, cut into micro-batches of at most `most_rows` rows
+    and `most_tokens` tokens, padding included; 0 tokens set no limit. A row with more stands alone.
+
+    >>> cut_batch([0, 1, 2, 3], lengths=[2, 2, 5, 9], most_rows=8, most_tokens=6)
+    [[0, 1], [2], [3]]
+    """
+    micro_batches: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, int(lengths[row]))
+        size = len(micro_batches[-1]) if micro_batches else most_rows
+        if size == most_rows or (most_tokens and (size + 1) * longest > most_tokens):
+            micro_batches.append([])
+            longest = int(lengths[row])
+        micro_batches[-1].append(row)
+    return micro_batches
+
+
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """The row numbers of each batch for evaluation and prediction: every row once, longest first,
     so that a batch that does not fit into memory fails at once and not at the end."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gpt2.heads import LanguageModelHead
 
@@ -203,6 +204,9 @@ class GPT2(nn.Module):
         self.apply(self._initialise)
         self.head = head
         self.tie()
+        # Keep each block's input alone for the backward pass, and compute the rest once more (Chen
+        # et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). The training loop sets it.
+        self.activation_checkpointing = False
 
     def tie(self) -> None:
         """Make the output embedding the input embedding: one tensor, unless the shape says
@@ -236,7 +240,9 @@ class GPT2(nn.Module):
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C) or (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
-            if cache is None:
+            if cache is None and self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)  # with the same dropout as before
+            elif cache is None:
                 x = block(x)
             else:
                 x = block(x, LayerCache(cache.keys[layer], cache.values[layer], positions, width))

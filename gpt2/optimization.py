@@ -26,6 +26,15 @@ class TrainingConfig:
         0, "rows in memory at once, in each process; lower it when memory runs out, the gradient "
         "stays the same; 0 takes the whole batch", at_least=0, may_change=True
     )  # fmt: skip
+    micro_batch_tokens: int = flag(
+        0, "tokens in memory at once, padding included; what rows are for data of one length, this "
+        "is for data of many: many short rows or a few long ones; 0 sets no limit", at_least=0,
+        may_change=True,
+    )  # fmt: skip
+    activation_checkpointing: bool = flag(
+        False, "keep each block's input alone and compute the block once more in the backward "
+        "pass: far less memory, a third more time, the same numbers", may_change=True,
+    )  # fmt: skip
     learning_rate: float = flag(
         6e-4, "peak rate of AdamW; the larger the model, the lower", above=0
     )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from gpt2.batching import Batch, collate, shuffled_batches
+from gpt2.batching import Batch, collate, cut_batch, shuffled_batches
 from gpt2.checkpoint import (
     Checkpoint,
     Progress,
@@ -95,6 +95,7 @@ def train(
         parameter_groups(model, config.weight_decay), betas=(0.9, config.beta2), fused=True
     )
     objective = exchanging(model, loss)  # loss(model, batch), on however many processes
+    model.activation_checkpointing = config.activation_checkpointing
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
     epochs = config.epochs or max(3, math.ceil(180 / steps_per_epoch))
@@ -148,9 +149,8 @@ def train(
             progress.random_state = capture_random_state()
             save_last()
 
-    def cut(rows: Sequence[int]) -> list[Sequence[int]]:
-        starts = range(0, len(rows), config.rows_at_once)
-        return [rows[start : start + config.rows_at_once] for start in starts]
+    def cut(rows: Sequence[int]) -> list[list[int]]:
+        return cut_batch(rows, dataset.lengths, config.rows_at_once, config.micro_batch_tokens)
 
     def evaluation_is_due() -> bool:
         at = progress.step
@@ -318,8 +318,9 @@ def _how_to_save_memory(step: int, micro_batch_size: int) -> str:
     )
     return (
         f"out of memory in step {step}, with {micro_batch_size} rows at once: {smaller}"
-        "--max-length, where rows are cut, and a smaller --model save more. What was saved is "
-        "intact; --resume RUN with a smaller --micro-batch-size goes on from it"
+        "--activation-checkpointing keeps it too, and takes time; --max-length, where rows are "
+        "cut, and a smaller --model save more. What was saved is intact; --resume RUN with one of "
+        "the first two goes on from it"
     )
 
 

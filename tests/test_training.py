@@ -13,7 +13,7 @@ from gpt2.batching import collate
 from gpt2.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
 from gpt2.command_line import UserError
 from gpt2.heads import ClassificationHead
-from gpt2.model import GPT2, GPT2Config
+from gpt2.model import GPT2, Block, GPT2Config
 from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups
 from gpt2.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
@@ -54,7 +54,7 @@ def run_training(folder, config, model=None, evaluate=None, loss=classification_
     return model, result, run.read_log()
 
 
-def first_gradient(tmp_path, monkeypatch, micro_batch_size):
+def first_gradient(tmp_path, monkeypatch, micro_batch_size, micro_batch_tokens=0):
     """The gradient that reaches AdamW in the first step over all 8 rows."""
     gradients = {}
     model = tiny_model(dtype=torch.float64)
@@ -64,9 +64,15 @@ def first_gradient(tmp_path, monkeypatch, micro_batch_size):
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", capture)
-        config = TrainingConfig(epochs=1, batch_size=8, micro_batch_size=micro_batch_size, clip=0,
-                                precision="float32")  # fmt: skip
-        run_training(tmp_path / str(micro_batch_size), config, model)
+        config = TrainingConfig(
+            epochs=1,
+            batch_size=8,
+            micro_batch_size=micro_batch_size,
+            micro_batch_tokens=micro_batch_tokens,
+            clip=0,
+            precision="float32",
+        )
+        run_training(tmp_path / f"{micro_batch_size} {micro_batch_tokens}", config, model)
     return gradients
 
 
@@ -80,6 +86,30 @@ def test_one_batch_of_8_and_2x4_and_8x1_and_5_plus_3_give_the_same_gradient(tmp_
     for micro_batch_size in (4, 1, 5):
         other = first_gradient(tmp_path, monkeypatch, micro_batch_size)
         assert difference(whole, other) < 1e-12  # the promise is 1e-6
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 60])
+def test_a_budget_of_tokens_changes_no_gradient(tmp_path, monkeypatch, tokens):
+    """1 leaves each row alone, 20 and 60 cut the batch of 8 unevenly."""
+    whole = first_gradient(tmp_path, monkeypatch, 8)
+    assert difference(whole, first_gradient(tmp_path, monkeypatch, 8, tokens)) < 1e-12
+
+
+def test_activation_checkpointing_changes_no_bit(tmp_path, monkeypatch):
+    """With dropout: what is computed again must drop the same. And it is computed again: each
+    block runs twice in a step."""
+    calls = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda *given: calls.append(1) or forward(*given))
+    models = []
+    for name, again in (("kept", False), ("again", True)):
+        calls.clear()
+        config = TrainingConfig(epochs=2, batch_size=8, activation_checkpointing=again)
+        models.append(run_training(tmp_path / name, config, tiny_model(dropout=0.2))[0])
+        models[-1].calls = len(calls)
+    for (name, one), two in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, two), name
+    assert models[1].calls - models[0].calls == 2 * len(models[0].h)
 
 
 def test_the_mean_of_means_would_not(tmp_path, monkeypatch):
