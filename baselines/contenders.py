@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from baselines.decoding_speed import NEVER
 from baselines.measuring import Measured, PassTimer, Seen, second_of_two
 from baselines.workload import Job, dataset_of
 from classification.evaluation import classification_loss
@@ -28,7 +29,6 @@ from gpt2.optimization import TrainingConfig
 from gpt2.run_folder import RunFolder
 from gpt2.training import train
 
-NEVER = -1  # a stop token that no row meets: every run makes the same number of tokens
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 5e-5, 0.1, 1.0  # the same for all
 
 

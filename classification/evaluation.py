@@ -21,7 +21,8 @@ from gpt2.stopping import stop_if_asked
 def classification_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Cross-entropy in nats, summed over the rows of `batch`, and the number of rows."""
     logits = model(batch.tokens, batch.lengths)  # (B, num_classes)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse
+    # a head of your own may give bfloat16, which is too coarse for a loss
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, batch.targets, reduction="sum"), len(batch.targets)
 
 

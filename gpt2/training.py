@@ -319,8 +319,8 @@ def _how_to_save_memory(step: int, micro_batch_size: int) -> str:
     return (
         f"out of memory in step {step}, with {micro_batch_size} rows at once: {smaller}"
         "--activation-checkpointing keeps it too, and takes time; --max-length, where rows are "
-        "cut, and a smaller --model save more. What was saved is intact; --resume RUN with one of "
-        "the first two goes on from it"
+        "cut, and a smaller --model save more. What was saved is intact; --resume RUN goes on from "
+        "it, with a smaller --micro-batch-size or --activation-checkpointing"
     )
 
 
