@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,25 @@ def refused(done, *parts):
     assert len(done.stderr.splitlines()) == 1, done.stderr
     for part in parts:
         assert part in done.stderr, done.stderr
+
+
+def wait_for_lines(process, file, count=1):
+    """Until `file`, a metrics.jsonl, has this many lines; not after `process` has ended."""
+    for _ in range(12_000):
+        if file.exists() and len(file.read_text().splitlines()) >= count:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"{file} has no {count} lines after two minutes")
+
+
+@pytest.fixture
+def one_thread():
+    """As in forked processes: sums over two threads differ in their last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

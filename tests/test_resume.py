@@ -155,13 +155,7 @@ def what_counts(folder):
     return {name: (folder / name).read_bytes() for name in names}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the forked processes: sums over two threads differ in their last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=["classification", "instruction"])

@@ -6,10 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, wait_for_lines
 
 TRAIN = "classification/train_gpt.py"
 INSTRUCT = "instruction/instruction_finetuning.py"
@@ -28,16 +27,6 @@ def start(script_environment, folder, script, *arguments):
         cwd=folder, env=script_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-
-
-def wait_for(process, path, count=1):
-    """Until metrics.jsonl has this many lines."""
-    for _ in range(6000):
-        if path.exists() and len(path.read_text().splitlines()) >= count:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError(f"{path} has no {count} lines after a minute")
 
 
 def what_counts(folder):
@@ -66,7 +55,7 @@ def test_stopped_by_signals_and_resumed_a_run_ends_as_an_unbroken_one(
         (signal.SIGINT, "Ctrl-C", (command[0], "--resume", "run"), 7),
     ):
         process = start(script_environment, tmp_path, *arguments)
-        wait_for(process, run / "metrics.jsonl", lines)
+        wait_for_lines(process, run / "metrics.jsonl", lines)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 128 + number, said
@@ -136,7 +125,7 @@ def test_ctrl_c_that_ends_tee_as_well_loses_nothing(script_environment, tmp_path
     """`train_gpt.py 2>&1 | tee log`: at Ctrl-C nobody reads what the run has to say."""
     process = start(script_environment, tmp_path, *CLASSIFY, "--epochs", 300, "--evaluate-every",
                     10_000, "--out", "run")  # fmt: skip
-    wait_for(process, tmp_path / "run/metrics.jsonl", 2)
+    wait_for_lines(process, tmp_path / "run/metrics.jsonl", 2)
     process.stdout.close()
     process.stderr.close()
     process.send_signal(signal.SIGINT)
