@@ -242,13 +242,15 @@ def _why_new_head(source: Source, head: nn.Module, labels: Sequence[str] | None)
 def describe_parameters(model: nn.Module, weight_decay: float) -> str:
     """How many parameters there are, how many are trained, and how many of these decay."""
     parameters, trainable = count_parameters(model)
-    decaying, plain = (
-        sum(parameter.numel() for parameter in group["params"])
-        for group in parameter_groups(model, weight_decay)
+    decaying = sum(
+        parameter.numel()
+        for group in parameter_groups(model, weight_decay=1.0)
+        for parameter in group["params"]
+        if group["weight_decay"]
     )
     return (
         f"{parameters:,} parameters, {trainable:,} trained ({decaying:,} with weight decay "
-        f"{weight_decay:g}, {plain:,} without)"
+        f"{weight_decay:g}, {trainable - decaying:,} without)"
     )
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor
 
 from gpt2.command_line import UserError, flag
+
+if TYPE_CHECKING:
+    from gpt2.model import GPT2
 
 
 @dataclass
@@ -48,6 +52,10 @@ class TrainingConfig:
         "cosine", "how the rate falls from its peak to 0; trapezoid stays at the peak until the "
         "last fifth of the steps, so that a run may be prolonged until then",
         choices=("cosine", "linear", "trapezoid", "constant"),
+    )  # fmt: skip
+    layer_decay: float = flag(
+        1.0, "each block learns at so many times the rate of the block above it, the embeddings "
+        "slowest; below 1, a fine-tuned model keeps more of what it knows", above=0, at_most=1,
     )  # fmt: skip
     weight_decay: float = flag(
         0.1, "AdamW's decay of matrices; biases and norms never decay", at_least=0
@@ -119,13 +127,33 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     return config.learning_rate
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The trained parameters for AdamW: matrices decay, biases and norms do not. A tied tensor
-    stands in it once, because `parameters()` counts it once."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def parameter_groups(
+    model: GPT2, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """The trained parameters for AdamW, in groups of those that are treated alike:
+
+    weight_decay  for matrices; 0 for biases and norms
+    rate_share    how much of the learning rate the group gets: all of it in the head and `ln_f`,
+                  `layer_decay` times that in the last block, and so on down to the embeddings. What
+                  lies low is general and should change least (Howard and Ruder 2018, "Universal
+                  Language Model Fine-tuning for Text Classification", section 3.2).
+
+    A tied tensor stands in them once, because `named_parameters()` names it once: as an embedding.
+    """
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        below_head = 0
+        if name.startswith("h."):
+            below_head = len(model.h) - int(name.split(".")[1])
+        elif name.startswith(("wte.", "wpe.")):
+            below_head = len(model.h) + 1
+        decay = weight_decay if parameter.dim() >= 2 else 0.0
+        groups.setdefault((decay, layer_decay**below_head), []).append(parameter)
     return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "rate_share": rate_share}
+        for (decay, rate_share), parameters in groups.items()
     ]
 
 

@@ -92,7 +92,9 @@ def train(
     device = next(model.parameters()).device
     take_apart(model)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), betas=(0.9, config.beta2), fused=True
+        parameter_groups(model, config.weight_decay, config.layer_decay),
+        betas=(0.9, config.beta2),
+        fused=True,
     )
     objective = exchanging(model, loss)  # loss(model, batch), on however many processes
     model.activation_checkpointing = config.activation_checkpointing
@@ -219,7 +221,7 @@ def train(
                 # --- update
                 rate = learning_rate(progress.step, steps, config)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group["rate_share"]
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 

@@ -175,6 +175,20 @@ def test_matrices_decay_and_biases_and_norms_do_not():
     assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
 
 
+def test_with_layer_decay_each_block_learns_slower_than_the_one_above(tmp_path):
+    before = {name: p.clone() for name, p in tiny_model().named_parameters()}
+    config = TrainingConfig(epochs=1, batch_size=8, max_steps=1, learning_rate=0.01, warmup=0,
+                            weight_decay=0.0, layer_decay=0.5, precision="float32")  # fmt: skip
+    model, _, _ = run_training(tmp_path, config)
+    # AdamW's first step moves a parameter by its rate, whatever the gradient is, unless that is
+    # next to nothing: the farthest element shows the rate.
+    shares = {"wte.": 1 / 8, "wpe.": 1 / 8, "h.0.": 1 / 4, "h.1.": 1 / 2, "ln_f.": 1, "head.": 1}
+    for name, parameter in model.named_parameters():
+        share = next(share for part, share in shares.items() if name.startswith(part))
+        moved = (parameter - before[name]).abs().max().item()
+        assert moved == pytest.approx(0.01 * share, rel=1e-3), name
+
+
 def scripted(losses):
     """An evaluation that returns these losses in turn; the first is the one before training."""
     remaining = iter(losses)
