@@ -57,6 +57,9 @@ SIZES = {
 }
 
 
+_QUERIES_AT_ONCE = 128  # in the attention below; fewer make products too small to be fast
+
+
 class KeyValueCache:
     """Keys and values of all tokens seen so far, so that generation runs each token through the
     model once. Rows may have different lengths: each is stored at its own positions.
@@ -109,12 +112,19 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     a real token could see.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # The formula as it stands in the paper. torch's kernel is the faster one forwards, but its
-        # backward pass is so slow on a CPU, on short rows above all, that this wins in training.
+        # The formula as it stands in the paper, for a few queries at a time and the keys that they
+        # may see: for a long row that is little more than half of all pairs. torch's kernel is the
+        # faster one forwards, but its backward pass is so slow on a CPU that this wins in training.
         T, head_size = q.size(2), q.size(3)
         hidden = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
-        scores = (q * head_size**-0.5) @ k.transpose(2, 3) + hidden  # (B, n_head, T, T)
-        return F.dropout(scores.softmax(dim=3), dropout) @ v
+        rows = []
+        for some in (q * head_size**-0.5).split(_QUERIES_AT_ONCE, dim=2):
+            start = _QUERIES_AT_ONCE * len(rows)
+            end = start + some.size(2)
+            scores = some @ k[:, :, :end].transpose(2, 3)  # (B, n_head, end - start, end)
+            scores += hidden[start:end, :end]
+            rows.append(F.dropout(scores.softmax(dim=3), dropout) @ v[:, :, :end])
+        return torch.cat(rows, dim=2)
     # A mask together with is_causal is an error or, on some kernels, ignored (PyTorch #103749).
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
