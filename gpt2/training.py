@@ -207,16 +207,19 @@ def train(
                 loss_sum, targets, real_tokens, all_tokens = add_up(
                     loss_sum, targets, real_tokens, all_tokens
                 )
-                for parameter in trained:
-                    if parameter.grad is not None:
-                        parameter.grad /= targets / world_size()
-                norm = whole(nn.utils.clip_grad_norm_(trained, config.clip or math.inf))
-                if not (torch.isfinite(loss_sum) and torch.isfinite(norm)):
+                gradients = [p.grad for p in trained if p.grad is not None]
+                share = world_size() / targets
+                norm = share * whole(nn.utils.get_total_norm(gradients)).item()
+                if not (torch.isfinite(loss_sum) and math.isfinite(norm)):
                     raise NotFinite(
                         f"step {progress.step + 1}: loss {loss_sum.item() / targets:g}, gradient "
-                        f"norm {norm.item():g} on training rows {', '.join(map(str, rows))}",
+                        f"norm {norm:g} on training rows {', '.join(map(str, rows))}",
                         rows,
                     )
+                if config.clip:
+                    share *= min(1.0, config.clip / (norm + 1e-6))
+                for gradient in gradients:  # once for both, because they are as large as the model
+                    gradient *= share
 
                 # --- update
                 rate = learning_rate(progress.step, steps, config)
@@ -244,7 +247,7 @@ def train(
                             "epoch": round(progress.step / steps_per_epoch, 4),
                             "loss": mean_loss,
                             "learning_rate": rate,
-                            "gradient_norm": norm.item(),
+                            "gradient_norm": norm,
                         }
                     )
                     bar.set_postfix_str(
