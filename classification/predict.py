@@ -25,7 +25,7 @@ from classification.data import IMDbDataset
 from classification.evaluation import predict_log_probabilities
 from gpt2.checkpoint import Checkpoint, load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.device import DeviceSettings, choose_device
+from gpt2.device import DeviceSettings, autocast, choose_device
 from gpt2.files import clean_text
 from gpt2.model import GPT2
 
@@ -62,8 +62,10 @@ def predict(
             dataset = IMDbDataset(
                 rows, [0] * len(rows), checkpoint.encoding, max_length, truncation
             )
-            probabilities = np.exp(predict_log_probabilities(model, dataset, batch_size, precision))
-            for place, row in zip(places, probabilities.tolist(), strict=True):
+            # Around all batches: inside one autocast the weights are cast once.
+            with autocast(model.wte.weight.device, precision):
+                found = predict_log_probabilities(model, dataset, batch_size, precision)
+            for place, row in zip(places, np.exp(found).tolist(), strict=True):
                 answers[place] = dict(zip(labels, row, strict=True))
         yield from zip(chunk, answers, strict=True)
 
