@@ -41,13 +41,15 @@ class CurveSettings:
     rows: tuple[int, ...] = flag(
         (100, 400, 1600, 6400, 0), "training rows of each point, 0 for all", at_least=0
     )
+    max_test: int = flag(0, "test rows that all are measured on; 0 takes all", at_least=0)
     seeds: tuple[int, ...] = flag((1,), "seeds; several give mean and standard deviation")
     out: str = flag("runs/label-curve", "folder for the runs, curve.json, curve.md and curve.png")
 
 
 def contenders(settings: CurveSettings, rows: int, seed: int) -> dict[str, list[str]]:
     """The scripts and flags whose runs are compared on `rows` training rows, by name."""
-    where = ["--data", settings.data, "--max-train", str(rows)]
+    where = ["--data", settings.data, "--max-train", str(rows), "--max-test",
+             str(settings.max_test)]  # fmt: skip
     if settings.task == "instruction":
         gpt = ["instruction/instruction_finetuning.py", *where]
         bags = {}

@@ -24,9 +24,10 @@ def test_accuracy_by_rows_with_the_spread_over_seeds(tmp_path, call_script):
     for features in ("count", "tfidf"):
         folder = tmp_path / f"bag-of-words-{features}-100"
         finished(folder, "classification", 100, 0.7)
-    done = call_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--seeds", 1, 2)
+    done = call_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--seeds", 1, 2, "--max-test", 60)
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "bag-of-words-nb-100/results.json").read_text())
+    assert made["data"]["test"] == 60
     cells = (tmp_path / "curve.md").read_text().splitlines()[-1].strip("| ").split("|")
     nb = f"{100 * made['baseline']['test']['accuracy']:.1f}"
     assert [cell.strip() for cell in cells] == ["100", "70.0", "70.0", nb, "50.0 ± 0.0",
