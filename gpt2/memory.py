@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import resource
+import statistics
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +20,7 @@ from gpt2.building import count_parameters
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.device import DeviceSettings, arithmetic, autocast, choose_device
 from gpt2.heads import ClassificationHead, LanguageModelHead
-from gpt2.model import GPT2, SIZES, GPT2Config
+from gpt2.model import GPT2, QUERIES_AT_ONCE, SIZES, GPT2Config
 from gpt2.optimization import parameter_groups
 from gpt2.pretrained import RELEASED
 from gpt2.reporting import format_table
@@ -57,20 +59,24 @@ def training_memory(
     and in widths of the model: both norms' inputs and outputs (4), query, key and value (3), what
     attention gave, as it came and reshaped (2), and the wide half of the MLP before and after GELU
     (4 + 4). In bfloat16 all but the norms' 4 take half the bytes, and the norms' outputs are kept
-    once more (2). `keeps_scores`: attention written out, see gpt2/model.py, keeps what each token
-    makes of each other.
+    once more (2). `keeps_scores`: attention written out, see gpt2/model.py, keeps what each
+    token makes of those it may see, and of a few more.
     """
     parameter = 18 if bfloat16 else 16
     block = 4 * 4 + (2 + 3 + 2 + 4 + 4) * 2 if bfloat16 else (4 + 3 + 2 + 4 + 4) * 4
     kept = rows * length * config.n_embd * block
     if keeps_scores:
-        kept += rows * config.n_head * length**2 * 2
+        pairs = min(length, (length + QUERIES_AT_ONCE) / 2) * length
+        kept += int(rows * config.n_head * pairs * 2)
     return parameter * count_by_shape(config) + config.n_layer * kept
 
 
-def measure(config: GPT2Config, rows: int, length: int, precision: str, device: str) -> int:
-    """The peak of this process's memory, in bytes, over two steps of training; on a GPU, of the
-    GPU's memory that holds tensors."""
+def measure(
+    config: GPT2Config, rows: int, length: int, precision: str, device: str, steps: int = 2
+) -> tuple[float, int]:
+    """Steps of training on `rows` of `length` random tokens: the seconds that one takes, the median
+    of all but the first, and the peak of this process's memory, in bytes; on a GPU, of the GPU's
+    memory that holds tensors."""
     place = choose_device(device)
     config = dataclasses.replace(config, dropout=0.0)  # as the scripts train
     model = GPT2(config, ClassificationHead(config, 2)).to(place)
@@ -78,13 +84,17 @@ def measure(config: GPT2Config, rows: int, length: int, precision: str, device: 
     tokens = torch.randint(config.vocab_size, (rows, length), device=place)
     lengths = torch.full((rows,), length, device=place)
     targets = torch.zeros(rows, dtype=torch.int64, device=place)
-    for _ in range(2):
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
         with autocast(place, precision):
             loss = F.cross_entropy(model(tokens, lengths).float(), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return peak_memory(place)
+        loss.item()  # waits until a GPU has done all of it
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:]), peak_memory(place)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -123,8 +133,8 @@ def main() -> None:
             f"{computed / _GIB:.1f} GiB",
         ]
         if settings.measure:
-            peak = measure(config, settings.batch_size, settings.max_length, on.precision,
-                           on.device)  # fmt: skip
+            _, peak = measure(config, settings.batch_size, settings.max_length, on.precision,
+                              on.device)  # fmt: skip
             row.append(f"{peak / _GIB:.1f} GiB")
         rows.append(row)
     header = ["model", "parameters", "download", "computed", "measured"]

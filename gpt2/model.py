@@ -57,7 +57,7 @@ SIZES = {
 }
 
 
-_QUERIES_AT_ONCE = 128  # in the attention below; fewer make products too small to be fast
+QUERIES_AT_ONCE = 128  # in the attention below; fewer make products too small to be fast
 
 
 class KeyValueCache:
@@ -117,9 +117,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         # faster one forwards, but its backward pass is so slow on a CPU that this wins in training.
         T, head_size = q.size(2), q.size(3)
         hidden = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
+        k, v = k.contiguous(), v.contiguous()  # here, or each product would make copies to keep
         rows = []
-        for some in (q * head_size**-0.5).split(_QUERIES_AT_ONCE, dim=2):
-            start = _QUERIES_AT_ONCE * len(rows)
+        for some in (q * head_size**-0.5).split(QUERIES_AT_ONCE, dim=2):
+            start = QUERIES_AT_ONCE * len(rows)
             end = start + some.size(2)
             scores = some @ k[:, :, :end].transpose(2, 3)  # (B, n_head, end - start, end)
             scores += hidden[start:end, :end]
