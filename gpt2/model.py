@@ -70,7 +70,12 @@ class KeyValueCache:
     def __init__(self, config: GPT2Config, rows: int, capacity: int, like: Tensor) -> None:
         head_size = config.n_embd // config.n_head
         shape = (config.n_layer, rows, config.n_head, capacity, head_size)
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        # In the arithmetic that they come from and go to: to convert all of them for each new token
+        # would take as long as the token.
+        device = like.device.type
+        mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else like.dtype
+        self.keys = torch.zeros(shape, dtype=dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=like.device)
         self.width = 0  # positions in use, in the longest row
