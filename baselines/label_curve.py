@@ -41,7 +41,7 @@ class CurveSettings:
     rows: tuple[int, ...] = flag(
         (100, 400, 1600, 6400, 0), "training rows of each point, 0 for all", at_least=0
     )
-    max_test: int = flag(0, "test rows that all are measured on; 0 takes all", at_least=0)
+    max_test: int = flag(0, "test rows of each run that is missing; 0 takes all", at_least=0)
     seeds: tuple[int, ...] = flag((1,), "seeds; several give mean and standard deviation")
     out: str = flag("runs/label-curve", "folder for the runs, curve.json, curve.md and curve.png")
 
@@ -89,18 +89,27 @@ def measure(results: dict[str, Any]) -> float:
 
 
 def curve_table(points: list[dict[str, Any]], task: str) -> str:
-    """One row for each number of training rows, one column for each contender."""
+    """One row for each number of training rows, one column for each contender.
+
+    Raises UserError if contenders of one row were measured on unlike numbers of test rows.
+    """
     names = list(dict.fromkeys(point["contender"] for point in points))
     digits = 4 if task == "instruction" else 1
     table = []
     for rows in sorted({point["rows"] for point in points}):
-        line = [f"{rows:,}"]
+        test_rows = sorted({point["test_rows"] for point in points if point["rows"] == rows})
+        if len(test_rows) > 1:
+            raise UserError(
+                f"the runs on {rows} training rows have {' and '.join(map(str, test_rows))} test "
+                "rows: remove those of another --max-test, or give another --out"
+            )
+        line = [f"{rows:,}", f"{test_rows[0]:,}"]
         for name in names:
             values = [p["value"] for p in points if (p["contender"], p["rows"]) == (name, rows)]
             spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
             line.append(f"{np.mean(values):.{digits}f}{spread}")
         table.append(line)
-    return format_table(["training rows", *names], table)
+    return format_table(["training rows", "test rows", *names], table)
 
 
 def plot_curve(points: list[dict[str, Any]], task: str, file: Path) -> None:
@@ -159,7 +168,8 @@ def main() -> None:
             if not bag:
                 folder, command = f"{folder}-{seed}", [*command, *extra]
             results = run_once(command, out / folder)
-            point = {"contender": name, "rows": results["data"]["train"], "seed": seed,
+            point = {"contender": name, "rows": results["data"]["train"],
+                     "test_rows": results["data"]["test"], "seed": seed,
                      "value": measure(results)}  # fmt: skip
             points.append(point)
             tqdm.write(f"{point['rows']:>7,} rows, {name}, seed {seed}: {point['value']:.4f}")

@@ -14,7 +14,6 @@ import dataclasses
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -73,12 +72,14 @@ def check(points: list[Point]) -> None:
         context = SIZES[point.model].n_positions
         if point.max_length > context:
             raise UserError(
-                f"rows of {point.max_length} tokens do not fit in {point.model}'s context of "
-                f"{context}"
+                f"--lengths and --max-length: {point.max_length} tokens do not fit in "
+                f"{point.model}'s context of {context}; ask for fewer"
             )
 
 
-def plot(measured: dict[Point, tuple[float, int]], swept: dict[str, list[Point]], file: Path):
+def plot(
+    measured: dict[Point, tuple[float, int]], swept: dict[str, list[Point]], file: Path
+) -> None:
     """Seconds above, memory below, one column for each of what varies; both axes logarithmic, where
     a straight line is a power and a slope of 1 is proportion."""
     import matplotlib  # here, because it takes a second that `--help` need not wait for
@@ -107,6 +108,7 @@ def plot(measured: dict[Point, tuple[float, int]], swept: dict[str, list[Point]]
     axes[1, 0].set_ylabel("peak memory (GiB)")
     for axis in axes[:, 0]:
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
@@ -121,20 +123,26 @@ def main() -> None:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     measured: dict[Point, tuple[float, int]] = {}
-    rows: list[list[Any]] = []
     for point in tqdm(points, unit="point", disable=None, leave=False):
         try:
-            seconds, peak = measured[point] = in_own_process(
+            measured[point] = in_own_process(
                 measure, SIZES[point.model], point.batch_size, point.max_length, on.precision,
                 str(device), settings.steps,
             )  # fmt: skip
-        except (BrokenProcessPool, RuntimeError, MemoryError) as error:
-            if not isinstance(error, BrokenProcessPool) and not out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            died = isinstance(error, BrokenProcessPool)
+            if not died and not out_of_memory(error):
                 raise
-            tqdm.write(f"left out, it does not fit in memory: {point}")
-            continue
+            why = "its process died, perhaps of lack of memory" if died else "out of memory"
+            tqdm.write(
+                f"left out: {point.model}, {point.batch_size} rows of {point.max_length}: {why}"
+            )
+    if not measured:
+        raise UserError("no point could be measured; lower --batch-size and --max-length")
+    rows = []
+    for point, (seconds, peak) in measured.items():
         tokens = point.batch_size * point.max_length
-        rows.append([point.model, point.max_length, point.batch_size, f"{seconds:.2f}",
+        rows.append([point.model, point.max_length, point.batch_size, f"{seconds:.3f}",
                      f"{tokens / seconds:,.0f}", f"{peak / 2**30:.2f} GiB"])  # fmt: skip
     table = format_table(
         ["model", "tokens of a row", "rows", "seconds a step", "tokens/s", "peak memory"], rows
@@ -143,13 +151,11 @@ def main() -> None:
         dataclasses.asdict(point) | {"seconds": seconds, "peak_memory": peak}
         for point, (seconds, peak) in measured.items()
     ]
-    write_json(out / "scaling.json", {"device": str(device), "points": found})
+    where = f"{arithmetic(device, on.precision)} on {device}, {torch.get_num_threads()} threads"
+    write_json(out / "scaling.json", {"where": where, "points": found})
     (out / "scaling.md").write_text(table + "\n", encoding="utf-8")
     plot(measured, swept, out / "scaling.png")
-    print(
-        f"{arithmetic(device, on.precision)} on {device}, {torch.get_num_threads()} threads\n\n"
-        f"{table}\n\n{out / 'scaling.png'}"
-    )
+    print(f"{where}\n\n{table}\n\n{out / 'scaling.png'}")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def predict(
             dataset = IMDbDataset(
                 rows, [0] * len(rows), checkpoint.encoding, max_length, truncation
             )
-            # Around all batches: inside one autocast the weights are cast once.
+            # Around all batches: inside one autocast the weights are cast once. (Not in training's
+            # evaluations: of a model in parts, each process would then keep the whole.)
             with autocast(model.wte.weight.device, precision):
                 found = predict_log_probabilities(model, dataset, batch_size, precision)
             for place, row in zip(places, np.exp(found).tolist(), strict=True):

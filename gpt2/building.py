@@ -244,7 +244,7 @@ def describe_parameters(model: nn.Module, weight_decay: float) -> str:
     parameters, trainable = count_parameters(model)
     decaying = sum(
         parameter.numel()
-        for group in parameter_groups(model, weight_decay=1.0)
+        for group in parameter_groups(model, weight_decay=1.0)  # 0 would make all of them alike
         for parameter in group["params"]
         if group["weight_decay"]
     )

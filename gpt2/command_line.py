@@ -128,6 +128,9 @@ def _settings_to_resume(
     if script != os.path.basename(sys.argv[0]):
         raise UserError(f"--resume {folder}: is a run of {script}; resume it with that script")
 
+    # What the run's code did not know yet, it did as the default does.
+    saved = {name: field.default for name, field in fields.items()} | saved
+
     place = {"resume": str(folder), "out": str(folder), "overwrite": False}
     if Path(given.get("out", folder)) != folder:
         raise UserError(f"--out {given['out']}: a resumed run stays in its folder, {folder}")

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -101,6 +102,10 @@ def peak_memory(device: torch.device) -> int:
     """The most that this process has held so far, in bytes; on a GPU, of its memory, in tensors."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":  # where ru_maxrss begins with what the parent process has held
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,17 +1,16 @@
-"""What the training loop is told: its flags, the rate of every step, which parameters decay."""
+"""What the training loop is told: its flags, the rate of every step and of every layer, which
+parameters decay."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from gpt2.command_line import UserError, flag
-
-if TYPE_CHECKING:
-    from gpt2.model import GPT2
+from gpt2.model import GPT2
 
 
 @dataclass
@@ -54,8 +53,9 @@ class TrainingConfig:
         choices=("cosine", "linear", "trapezoid", "constant"),
     )  # fmt: skip
     layer_decay: float = flag(
-        1.0, "each block learns at so many times the rate of the block above it, the embeddings "
-        "slowest; below 1, a fine-tuned model keeps more of what it knows", above=0, at_most=1,
+        1.0, "each block learns at so many times the rate of the block above it, the embeddings, "
+        "a tied head's too, slowest; below 1, a fine-tuned model keeps more of what it knows",
+        above=0, at_most=1,
     )  # fmt: skip
     weight_decay: float = flag(
         0.1, "AdamW's decay of matrices; biases and norms never decay", at_least=0
@@ -134,9 +134,10 @@ def parameter_groups(
 
     weight_decay  for matrices; 0 for biases and norms
     rate_share    how much of the learning rate the group gets: all of it in the head and `ln_f`,
-                  `layer_decay` times that in the last block, and so on down to the embeddings. What
-                  lies low is general and should change least (Howard and Ruder 2018, "Universal
-                  Language Model Fine-tuning for Text Classification", section 3.2).
+                  `layer_decay` times that in the last block, and so on down to the embeddings, a
+                  tied output embedding among them. What lies low is general and should change
+                  least (Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text
+                  Classification", section 3.2).
 
     A tied tensor stands in them once, because `named_parameters()` names it once: as an embedding.
     """

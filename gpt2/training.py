@@ -208,8 +208,8 @@ def train(
                     loss_sum, targets, real_tokens, all_tokens
                 )
                 gradients = [p.grad for p in trained if p.grad is not None]
-                share = world_size() / targets
-                norm = share * whole(nn.utils.get_total_norm(gradients)).item()
+                factor = world_size() / targets
+                norm = factor * whole(nn.utils.get_total_norm(gradients)).item()
                 if not (torch.isfinite(loss_sum) and math.isfinite(norm)):
                     raise NotFinite(
                         f"step {progress.step + 1}: loss {loss_sum.item() / targets:g}, gradient "
@@ -217,9 +217,9 @@ def train(
                         rows,
                     )
                 if config.clip:
-                    share *= min(1.0, config.clip / (norm + 1e-6))
-                for gradient in gradients:  # once for both, because they are as large as the model
-                    gradient *= share
+                    factor *= min(1.0, config.clip / (norm + 1e-6))  # 1e-6: it may be 0
+                for gradient in gradients:  # once for both: they are as large as the model
+                    gradient *= factor
 
                 # --- update
                 rate = learning_rate(progress.step, steps, config)

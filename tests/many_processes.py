@@ -75,7 +75,7 @@ def in_processes(count, work, folder, statuses=None):
     if statuses is not None:
         statuses += found
         return None
-    assert found == [0] * count
+    assert found == [0] * count, found
     return [pickle.loads((folder / f"result-{number}").read_bytes()) for number in range(count)]
 
 

@@ -13,7 +13,7 @@ from gpt2.generation import (
     generate_steps,
 )
 from gpt2.heads import LanguageModelHead
-from gpt2.model import GPT2, GPT2Config
+from gpt2.model import GPT2, GPT2Config, KeyValueCache
 
 NEVER = -1  # a stop token that no row meets
 PROMPTS = [[5, 6, 7, 8, 9], [1], [20, 21, 22]]
@@ -48,6 +48,18 @@ def test_cached_and_uncached_agree_token_for_token(model):
     assert len(set(answers[0])) > 3
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert answer == without_cache(model, prompt, 30)
+
+
+def test_the_cache_is_in_the_arithmetic_of_the_model(model):
+    """Under autocast float32 weights compute in bfloat16, and float64 ones in float64."""
+    for weights, arithmetic in ((torch.float32, torch.bfloat16), (torch.float64, torch.float64)):
+        copied = copy.deepcopy(model).to(weights)
+        with torch.autocast("cpu", torch.bfloat16):
+            cache = KeyValueCache(model.config, 1, 8, like=copied.wte.weight)
+            answers = generate(copied, PROMPTS, SamplingSettings(max_new_tokens=6), NEVER)
+        assert cache.keys.dtype == cache.values.dtype == arithmetic
+        assert [len(answer) for answer in answers] == [6, 6, 6]
+    assert answers == generate(copied, PROMPTS, SamplingSettings(max_new_tokens=6), NEVER)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

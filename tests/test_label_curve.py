@@ -11,7 +11,7 @@ SCRIPT = "baselines/label_curve.py"
 def finished(folder, task, rows, value):
     metrics = {"test": {"accuracy": value, "loss": value}}
     folder.mkdir(parents=True)
-    results = {"task": task, "data": {"train": rows}, "after": metrics}
+    results = {"task": task, "data": {"train": rows, "test": 60}, "after": metrics}
     (folder / "results.json").write_text(json.dumps(results))
 
 
@@ -30,8 +30,8 @@ def test_accuracy_by_rows_with_the_spread_over_seeds(tmp_path, call_script):
     assert made["data"]["test"] == 60
     cells = (tmp_path / "curve.md").read_text().splitlines()[-1].strip("| ").split("|")
     nb = f"{100 * made['baseline']['test']['accuracy']:.1f}"
-    assert [cell.strip() for cell in cells] == ["100", "70.0", "70.0", nb, "50.0 ± 0.0",
-                                                "61.0 ± 1.4"]  # fmt: skip
+    assert [cell.strip() for cell in cells] == ["100", "60", "70.0", "70.0", nb,
+                                                "50.0 ± 0.0", "61.0 ± 1.4"]  # fmt: skip
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     points = json.loads((tmp_path / "curve.json").read_text())["points"]
     assert len(points) == 3 + 2 * 2
@@ -49,9 +49,18 @@ def test_loss_by_rows_for_instructions(tmp_path, call_script):
     done = call_script(SCRIPT, "--task", "instruction", "--out", tmp_path, "--rows", 0, 100)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "curve.md").read_text().splitlines()[2:] == [
-        "| 100           |       6.5000 |           4.2500 |",
-        "| 272           |       4.5000 |           3.5000 |",
+        "| 100           |        60 |       6.5000 |           4.2500 |",
+        "| 272           |        60 |       4.5000 |           3.5000 |",
     ]
+
+
+def test_runs_with_unlike_test_rows_are_not_compared(tmp_path, call_script):
+    for name in ("random", "pretrained"):
+        finished(tmp_path / f"mini-{name}-100-1", "instruction", 100, 3.5)
+    file = tmp_path / "mini-random-100-1/results.json"
+    file.write_text(file.read_text().replace('"test": 60', '"test": 34'))
+    done = call_script(SCRIPT, "--task", "instruction", "--out", tmp_path, "--rows", 100)
+    refused(done, "the runs on 100 training rows have 34 and 60 test rows", "--max-test")
 
 
 def test_a_run_that_fails_ends_the_curve_and_spares_what_is_there(tmp_path, run_script):

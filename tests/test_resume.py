@@ -35,7 +35,8 @@ from instruction.template import Template
 WORDS = ["good", "bad", "film", "story", "dull", "fine", "great", "what", "a", "scene"]
 ENCODING = get_encoding("mini")
 CONFIG = TrainingConfig(epochs=3, batch_size=4, micro_batch_size=3, evaluate_every=3, log_every=2,
-                        save_every="2", precision="float32", learning_rate=3e-3)  # fmt: skip
+                        save_every="2", precision="float32", learning_rate=3e-3,
+                        layer_decay=0.8)  # fmt: skip
 
 
 def sentences(count, seed):

@@ -93,6 +93,13 @@ def test_contradictions_completion_and_more_epochs(call_script, tmp_path):
         said = refused("--resume", "run", flag, value)
         assert flag in said and str(value) in said
         assert then is None or f"which has {then}" in said
+    # a run of older code, which did not have this flag, did as its default does
+    config = (tmp_path / "run/config.json").read_text()
+    older = json.loads(config)
+    del older["settings"]["training"]["layer_decay"]
+    (tmp_path / "run/config.json").write_text(json.dumps(older))
+    assert "which has 1.0" in refused("--resume", "run", "--layer-decay", 0.5)
+    (tmp_path / "run/config.json").write_text(config)
     assert "--overwrite" in refused("--resume", "run", "--overwrite")
     assert "stays in its folder" in refused("--resume", "run", "--out", "other")
     assert "--save-every 3h: must be steps" in refused("--resume", "run", "--epochs", 3,

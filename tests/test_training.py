@@ -12,8 +12,8 @@ from classification.evaluation import classification_loss
 from gpt2.batching import collate
 from gpt2.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
 from gpt2.command_line import UserError
-from gpt2.heads import ClassificationHead
-from gpt2.model import GPT2, Block, GPT2Config
+from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.model import GPT2, Block, GPT2Config, choose_trainable
 from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups
 from gpt2.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
@@ -187,6 +187,10 @@ def test_with_layer_decay_each_block_learns_slower_than_the_one_above(tmp_path):
         share = next(share for part, share in shares.items() if name.startswith(part))
         moved = (parameter - before[name]).abs().max().item()
         assert moved == pytest.approx(0.01 * share, rel=1e-3), name
+    tied = GPT2(model.config, LanguageModelHead(model.config))
+    choose_trainable(tied, "head")
+    (group,) = parameter_groups(tied, 0.1, layer_decay=0.5)
+    assert group["params"] == [tied.wte.weight] and group["rate_share"] == 1 / 8
 
 
 def scripted(losses):
@@ -286,8 +290,6 @@ def test_max_steps_ends_the_run_and_its_schedule(tmp_path):
 
 
 def test_what_is_frozen_stays_as_it_was(tmp_path):
-    from gpt2.model import choose_trainable
-
     model = tiny_model()
     choose_trainable(model, "last:1")
     before = {name: p.clone() for name, p in model.named_parameters()}
