@@ -122,6 +122,9 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
                 arguments += [*SHORT, 128, "--test-answers", 4, "--answer-tokens", 4]
             if script.endswith("decoding_speed.py"):
                 arguments += ["--new-tokens", 4, "--repeats", 1]
+            if script.endswith("scaling.py"):
+                arguments += shlex.split("--model mini --models mini --lengths 8 --max-length 8")
+                arguments += shlex.split("--batch-sizes 2 --batch-size 2 --steps 2")
             if script.endswith("throughput.py"):
                 arguments += shlex.split("--rows 4 --rounds 1 --new-tokens 2 --tasks generation")
                 arguments += [] if (SHARED / "tiktoken").is_dir() else ["--model", "mini"]
