@@ -165,11 +165,12 @@ def call_script(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """baselines/throughput.py without the processes that it starts, which take seconds each, and
-    with small matrices."""
-    from baselines import measuring, throughput
+    """baselines/throughput.py and scaling.py without the processes that they start, which take
+    seconds each, and with small matrices."""
+    from baselines import measuring, scaling, throughput
 
-    monkeypatch.setattr(throughput, "in_own_process", lambda function, *given: function(*given))
+    for script in (throughput, scaling):
+        monkeypatch.setattr(script, "in_own_process", lambda function, *given: function(*given))
     monkeypatch.setitem(measuring.MATRIX_SIZES, "cpu", 64)
 
 
