@@ -69,12 +69,12 @@ def test_answers_stand_in_the_report_as_they_are():
     ]
 
 
-def test_answers_by_argument_file_and_pipe(trained, run_script, tmp_path):
+def test_answers_by_argument_file_and_pipe(trained, run_script, call_script, tmp_path):
     run, _ = trained
     short = ("--max-new-tokens", 6, "--precision", "float32", "--temperature", 1)
     questions = ["Say hello.", "Count to three, four or five."]  # the longer is answered first
     alone = [
-        run_script(RESPOND, run, question, *short, "--seed", 7 + number).stdout.strip()
+        call_script(RESPOND, run, question, *short, "--seed", 7 + number).stdout.strip()
         for number, question in enumerate(questions)
     ]
     assert alone[0] != alone[1]
@@ -83,13 +83,13 @@ def test_answers_by_argument_file_and_pipe(trained, run_script, tmp_path):
     rows = [{"instruction": question} for question in questions]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for file in ("plain.txt", "rows.jsonl"):
-        done = run_script(RESPOND, run, "--file", file, *short)
+        done = call_script(RESPOND, run, "--file", file, *short)
         answers = [json.loads(line) for line in done.stdout.splitlines()]
         assert [answer["instruction"] for answer in answers] == questions
         assert [answer["output"] for answer in answers] == alone
     piped = run_script(RESPOND, run, *short, stdin="\n".join(questions))
     assert piped.stdout == done.stdout
-    other = run_script(RESPOND, run, "Say hello.", "--input", "Hi", *short)
+    other = call_script(RESPOND, run, "Say hello.", "--input", "Hi", *short)
     assert other.returncode == 0, other.stderr
 
 

@@ -75,13 +75,15 @@ def test_the_run_folder_is_complete(trained, call_script, tmp_path):
     assert "python " in done.stdout.split("next, ask")[1]
 
 
-def test_predict_takes_arguments_standard_input_and_files(trained, run_script, tmp_path):
+def test_predict_takes_arguments_standard_input_and_files(
+    trained, run_script, call_script, tmp_path
+):
     run, _ = trained
     texts = ["a sad story", "a funny <b>story</b>", "odd"]
-    by_argument = run_script("classification/predict.py", run, *texts, "--json")
+    by_argument = call_script("classification/predict.py", run, *texts, "--json")
     by_input = run_script("classification/predict.py", run, "--json", stdin="\n".join(texts))
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
-    by_file = run_script("classification/predict.py", run, "--json", "--file", "texts.txt")
+    by_file = call_script("classification/predict.py", run, "--json", "--file", "texts.txt")
     assert by_argument.returncode == 0, by_argument.stderr
     assert by_argument.stdout == by_input.stdout == by_file.stdout
     answers = [json.loads(line) for line in by_argument.stdout.splitlines()]
@@ -90,9 +92,9 @@ def test_predict_takes_arguments_standard_input_and_files(trained, run_script, t
         assert set(answer["probabilities"]) == {"sad", "funny", "odd"}
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
         assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
-    in_the_middle = run_script("classification/predict.py", run, "--json", *texts)
+    in_the_middle = call_script("classification/predict.py", run, "--json", *texts)
     assert in_the_middle.stdout == by_argument.stdout
-    table = run_script("classification/predict.py", run, *texts).stdout.splitlines()
+    table = call_script("classification/predict.py", run, *texts).stdout.splitlines()
     assert len(table) == 4 and table[1].endswith("a sad story") and "%" in table[1]
 
 
@@ -128,14 +130,14 @@ def test_predict_ends_quietly_when_the_reader_goes(trained, script_environment):
         ("a.parquet", ("text", "label")),
     ],
 )
-def test_other_files_train_and_predict(run_script, tmp_path, name, columns):
+def test_other_files_train_and_predict(call_script, tmp_path, name, columns):
     write_rows(tmp_path / name, labels=("no", "yes"), names=columns)
-    done = run_script(
+    done = call_script(
         "classification/train_gpt.py", "--data", name, "--text-column", columns[0],
         "--label-column", columns[1], "--out", "run", *TINY,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = run_script("classification/predict.py", "run", "a yes story", "--json")
+    done = call_script("classification/predict.py", "run", "a yes story", "--json")
     assert json.loads(done.stdout)["label"] in ("no", "yes")
 
 
@@ -239,16 +241,16 @@ def test_bad_input_to_training(call_script, tmp_path, monkeypatch, flags, parts)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_run_is_never_overwritten_unasked(run_script, call_script, tmp_path):
+def test_a_run_is_never_overwritten_unasked(call_script, tmp_path):
     train = ("classification/train_gpt.py", "--out", "run", *TINY)
-    assert run_script(*train, "--seed", 1).returncode == 0
+    assert call_script(*train, "--seed", 1).returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for mine in ("notes.txt", "holiday.png"):
         (tmp_path / "run" / mine).write_text("mine")
     refused(call_script(*train), "--out run: already holds a run", "--overwrite")
     for path, content in before.items():
         assert path.read_bytes() == content
-    assert run_script(*train, "--seed", 2, "--overwrite").returncode == 0
+    assert call_script(*train, "--seed", 2, "--overwrite").returncode == 0
     for mine in ("notes.txt", "holiday.png"):
         assert (tmp_path / "run" / mine).read_text() == "mine"
     assert (tmp_path / "run/best/model.safetensors").read_bytes() != before[
