@@ -117,7 +117,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         # may see: of 512 tokens that is five eighths of all pairs. torch's kernel is the faster one
         # forwards, but its backward pass is so slow on a CPU that this wins in training.
         T, head_size = q.size(2), q.size(3)
-        hidden = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)  # (T, T)
+        hidden = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
         k, v = k.contiguous(), v.contiguous()  # here, or each product would make copies to keep
         parts = []  # each (B, n_head, end - start, head_size)
         for some in (q * head_size**-0.5).split(QUERIES_AT_ONCE, dim=2):
