@@ -2,7 +2,8 @@
 
 Each point is one run of the task's own script, in a folder of its own under --out, from random and
 from pretrained weights; for classification the three bags of words stand beside them. A curve that
-is stopped goes on where it was when the same command is given again.
+is stopped goes on where it was when the same command is given again. Another command with the same
+--out adds its points to those in curve.json: few rows and many may need flags of their own.
 
     python baselines/label_curve.py --data ../shared/imdb --out runs/label-curve
     python baselines/label_curve.py --out runs/small --rows 100 400 -- --max-length 128
@@ -88,6 +89,21 @@ def measure(results: dict[str, Any]) -> float:
     return 100 * measured["test"]["accuracy"]
 
 
+def earlier_points(settings: CurveSettings, file: Path) -> list[dict[str, Any]]:
+    """The points that an earlier command has left in `file` (curve.json), if there was one.
+
+    Raises UserError if that is a curve of another task or of other data.
+    """
+    if not file.is_file():
+        return []
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    if (earlier["task"], earlier["data"]) != (settings.task, settings.data):
+        raise UserError(
+            f"{file}: is a curve of {earlier['task']} on {earlier['data']}: give another --out"
+        )
+    return earlier["points"]
+
+
 def curve_table(points: list[dict[str, Any]], task: str) -> str:
     """One row for each number of training rows, one column for each contender.
 
@@ -157,7 +173,8 @@ def main() -> None:
     extra = argv[cut + 1 :]
     (settings,) = parse_flags([CurveSettings], __doc__.splitlines()[0], argv[:cut])
     out = Path(settings.out)
-    points = []
+    points = {(p["rows"], p["seed"], p["contender"]): p
+              for p in earlier_points(settings, out / "curve.json")}  # fmt: skip
     work = [(rows, seed) for rows in settings.rows for seed in settings.seeds]
     for rows, seed in tqdm(work, unit="point", disable=None):
         for name, command in contenders(settings, rows, seed).items():
@@ -171,12 +188,13 @@ def main() -> None:
             point = {"contender": name, "rows": results["data"]["train"],
                      "test_rows": results["data"]["test"], "seed": seed,
                      "value": measure(results)}  # fmt: skip
-            points.append(point)
+            points[point["rows"], seed, name] = point
             tqdm.write(f"{point['rows']:>7,} rows, {name}, seed {seed}: {point['value']:.4f}")
-    table = curve_table(points, settings.task)
-    write_json(out / "curve.json", {"task": settings.task, "data": settings.data, "points": points})
+    curve = [points[key] for key in sorted(points, key=lambda key: key[:2])]
+    table = curve_table(curve, settings.task)
+    write_json(out / "curve.json", {"task": settings.task, "data": settings.data, "points": curve})
     (out / "curve.md").write_text(table + "\n", encoding="utf-8")
-    plot_curve(points, settings.task, out / "curve.png")
+    plot_curve(curve, settings.task, out / "curve.png")
     print(f"\n{table}\n\n{out / 'curve.png'}")
 
 

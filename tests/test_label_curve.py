@@ -54,6 +54,25 @@ def test_loss_by_rows_for_instructions(tmp_path, call_script):
     ]
 
 
+def test_a_second_command_adds_its_points_to_those_of_the_first(tmp_path, call_script):
+    """A point that is measured again stands once, with its newer value; another task is refused."""
+    for rows, value in ((100, 6.5), (400, 5.5)):
+        for name in ("random", "pretrained"):
+            folder = tmp_path / f"mini-{name}-{rows}-1"
+            finished(folder, "instruction", rows, value)
+        flags = ("--task", "instruction", "--out", tmp_path, "--rows")
+        assert call_script(SCRIPT, *flags, rows).returncode == 0
+    results = tmp_path / "mini-random-100-1/results.json"
+    results.write_text(results.read_text().replace("6.5", "6.25"))
+    done = call_script(SCRIPT, *flags, 100)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "curve.md").read_text().splitlines()[2:] == [
+        "| 100           |        60 |       6.2500 |           6.5000 |",
+        "| 400           |        60 |       5.5000 |           5.5000 |",
+    ]
+    refused(call_script(SCRIPT, "--out", tmp_path), "a curve of instruction on sample", "--out")
+
+
 def test_runs_with_unlike_test_rows_are_not_compared(tmp_path, call_script):
     for name in ("random", "pretrained"):
         finished(tmp_path / f"mini-{name}-100-1", "instruction", 100, 3.5)
