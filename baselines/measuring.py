@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from baselines.workload import Job
-from gpt2.memory import peak_memory
+from gpt2.device import peak_memory
 
 MATRIX_SIZES = {"cpu": 4096, "mps": 4096, "cuda": 8192}
 

@@ -109,7 +109,10 @@ def _naive_bayes_ratio(X: csr_matrix, is_positive: np.ndarray) -> np.ndarray:
 class BaselineSettings:
     """Baseline"""
 
-    features: str = flag("count", "what a text is turned into", choices=FEATURES)
+    features: str = flag(
+        "count", "what a text is turned into: count, words; tfidf, weighted words and pairs; nb, "
+        "up to triples, the strongest on IMDb", choices=FEATURES,
+    )  # fmt: skip
     out: str = flag("", "run folder for config.json and results.json; left out, nothing is written")
     overwrite: bool = flag(False, "replace the run that lies in --out")
 

@@ -1,4 +1,4 @@
-"""Clean texts and drop the rows that would spoil a comparison. Every step is counted."""
+"""Chapter 1, cleaning: mend texts, drop the rows that would spoil a comparison, count both."""
 
 from __future__ import annotations
 

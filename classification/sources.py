@@ -1,4 +1,4 @@
-"""Where reviews come from: the built-in sample, a download, a folder, anybody's own file."""
+"""Chapter 1, where reviews come from: a built-in sample, a download, a folder, a file of one's own."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class DataSettings:
         "from --seed, so that runs of several seeds are tested on the same rows", at_least=0,
         at_most=2**32 - 1,
     )  # fmt: skip
-    max_train: int = flag(0, "training rows kept; 0 keeps all", at_least=0)
+    max_train: int = flag(
+        0, "training rows kept, for a quick trial or a learning curve; 0 keeps all", at_least=0
+    )
     max_validation: int = flag(
         0,
         "validation rows kept; 0 keeps all, or the share of them that --max-train keeps",

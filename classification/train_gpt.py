@@ -48,12 +48,12 @@ from gpt2.building import (
     describe_parameters,
     initial_weights,
     model_name,
-    resumed,
+    starting_point,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
 from gpt2.device import arithmetic, choose_device
-from gpt2.distributed import meet, on_rank_0, place, rank
+from gpt2.distributed import init_processes, on_rank_0, rank, to_device
 from gpt2.export import check_export, export
 from gpt2.heads import POOLINGS, ClassificationHead
 from gpt2.optimization import TrainingConfig
@@ -63,12 +63,13 @@ from gpt2.training import NotFinite, train
 
 
 @dataclass
-class HeadSettings:
+class ClassificationSettings:
     """Classification"""
 
     pooling: str = flag(
-        "", "how a row of hidden states becomes one vector, see gpt2/heads.py; left out, mean, or "
-        "as the --model that is gone on from was trained", choices=tuple(POOLINGS),
+        "", "how the tokens of a text become one vector: the mean; the last token, as --export "
+        "needs it; attention, a mean with learned weights; the first token, for comparison only. "
+        "Left out, mean, or what the run has that --model names", choices=tuple(POOLINGS),
     )  # fmt: skip
     max_length: int = flag(
         512, "tokens kept of each text; longer rows cost time and memory", at_least=1
@@ -77,39 +78,48 @@ class HeadSettings:
         "head", "which tokens of a longer text are kept: the first, the last, or a quarter from "
         "its beginning and the rest from its end", choices=TRUNCATIONS,
     )  # fmt: skip
-    features: str = flag("count", "what the bag of words counts", choices=FEATURES)
+    features: str = flag(
+        "count", "what the bag of words counts: count, words; tfidf, weighted words and pairs; nb, "
+        "up to triples, the strongest on IMDb", choices=FEATURES,
+    )  # fmt: skip
 
 
 def main() -> None:
     data, model_settings, head, config, run_settings = parse_flags(
-        [DataSettings, ModelSettings, HeadSettings, TrainingConfig, RunSettings],
+        [DataSettings, ModelSettings, ClassificationSettings, TrainingConfig, RunSettings],
         "Fine-tune GPT-2 to classify texts, and compare it with a bag of words.",
     )
-    device = meet(choose_device(run_settings.device))
+    device = init_processes(choose_device(run_settings.device))
     seed = run_settings.seed
     run = RunFolder.choose(
         run_settings, f"classification-{source_name(data.data)}-{model_name(model_settings)}"
     )
 
-    # ---- chapters 1, 2 and 3: data, model, tokens
+    # ---- before any work: can what the flags ask for be done?
     check_not_overwritten(model_settings, run.folder)
-    source = resumed(model_settings, run)
-    gpt2_config, encoding = choose_config(source)
+    start = starting_point(model_settings, run)
+    gpt2_config, encoding = choose_config(start)
     check_max_length(head.max_length, gpt2_config)
-    head.pooling = choose_pooling(source, head.pooling)
+    head.pooling = choose_pooling(start, head.pooling)
     if run_settings.export:
         check_export(Path(run_settings.export), head.pooling)
+
+    # ---- chapter 1: data
     splits = load_splits(data, data.split_seed)
     check_batch_size(data.data, len(splits.train), config.batch_size)
+
+    # ---- chapter 2: model
     model, origin = build_model(
-        source,
+        start,
         gpt2_config,
         lambda c: ClassificationHead(c, len(splits.labels), head.pooling),
         config.train,
         seed,
         splits.labels,
     )
-    place(model, device, config.shard)
+    to_device(model, device, config.shard)
+
+    # ---- chapter 3: tokens
     datasets = {
         split: IMDbDataset(
             frame["text"], frame["label"], encoding, head.max_length, head.truncation
@@ -117,7 +127,9 @@ def main() -> None:
         for split, frame in splits.items()
     }
     print_summary(splits, datasets["train"])
-    # The baseline comes first: it takes seconds, and data that it cannot read is a mistake.
+
+    # The baseline of chapter 6 comes first: it takes seconds, and data that it cannot read is a
+    # mistake.
     baseline, baseline_seconds = on_rank_0(lambda: fit_baseline(splits, head.features))
     parameters, trainable = count_parameters(model)
     print(

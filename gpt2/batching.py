@@ -1,4 +1,4 @@
-"""From rows of token ids to padded batches, with as little padding as possible."""
+"""Chapter 3, from rows of token ids to padded batches, with as little padding as possible."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def find_source(settings: ModelSettings) -> Source:
     return open_source(Path(settings.model))
 
 
-def resumed(settings: ModelSettings, run: RunFolder) -> ModelSettings:
+def starting_point(settings: ModelSettings, run: RunFolder) -> ModelSettings:
     """The settings to build the model by: those given, or of a run to resume its own `last/`, so
     that what `--model` named when it began need not be there any more."""
     last = whole_folder(run.folder / "last")

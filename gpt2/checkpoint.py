@@ -7,26 +7,24 @@ best/  last/
   SHA256SUMS              of all the others
 last/ only, for resuming
   optimizer.safetensors   AdamW's two moments of each trained parameter, and its step
-  training.json           where the loop stands, and the states of all random generators
+  training.json           where the loop stands
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tiktoken
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gpt2.command_line import UserError
-from gpt2.distributed import cut_like, on_rank_0, rank, take_apart, whole
+from gpt2.distributed import distribute_like, full_tensor, on_rank_0, rank, reshard
 from gpt2.durable import MANIFEST, check_folder, replacing_folder, whole_folder
 from gpt2.files import write_json
 from gpt2.heads import ClassificationHead, LanguageModelHead
@@ -70,8 +68,6 @@ class Progress:
     seconds: float = 0.0  # in steps; evaluation and saving left out
     real_tokens: int = 0  # padding left out
     all_tokens: int = 0
-    # of all random generators, when the step began that is to be done next
-    random_state: dict[str, Any] | None = None
 
 
 def save_checkpoint(
@@ -114,8 +110,8 @@ def save_checkpoint(
 def load_training(
     folder: Path, model: GPT2, optimizer: torch.optim.Optimizer, data: str
 ) -> Progress:
-    """Make `model`, `optimizer` and all random generators what they were when `folder` was saved;
-    returns where the loop stood.
+    """Make `model` and `optimizer` what they were when `folder` was saved; returns where the loop
+    stood.
 
     Raises UserError if the checkpoint is damaged, is another model's, or if the training rows are
     not those it was saved with.
@@ -139,39 +135,11 @@ def load_training(
         if parameter.requires_grad:
             prefix = name + "/"
             optimizer.state[parameter] = {
-                key.removeprefix(prefix): cut_like(tensor, parameter)
+                key.removeprefix(prefix): distribute_like(tensor, parameter)
                 for key, tensor in moments.items()
                 if key.startswith(prefix)
             }
-    set_random_state(progress.random_state)
     return progress
-
-
-def capture_random_state() -> dict[str, Any]:
-    """The states of the random generators of Python, NumPy, torch and CUDA, as JSON takes them."""
-    numpy_name, numpy_keys, *numpy_rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [numpy_name, numpy_keys.tolist(), *numpy_rest],
-        "torch": torch.get_rng_state().numpy().tobytes().hex(),
-        "cuda": [state.numpy().tobytes().hex() for state in torch.cuda.get_rng_state_all()]
-        if torch.cuda.is_available()
-        else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Undo what has been drawn since `capture_random_state`."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(tuple(state["numpy"]))
-    torch.set_rng_state(_bytes_as_tensor(state["torch"]))
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([_bytes_as_tensor(each) for each in state["cuda"]])
-
-
-def _bytes_as_tensor(digits: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray.fromhex(digits), dtype=torch.uint8)
 
 
 def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
@@ -233,13 +201,13 @@ def _copy_weights(file: Path, model: torch.nn.Module) -> None:
         raise UserError(f"{file}: does not fit the model at {', '.join(wrong[:5])}")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(cut_like(weights[name], tensor))
+            tensor.copy_(distribute_like(weights[name], tensor))
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """All that makes the model what it is: parameters, a tied one once (state_dict has it twice),
     and the buffers that state_dict keeps, which a changed architecture may have."""
-    take_apart(model)
+    reshard(model)
     kept = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
     return dict(model.named_parameters()) | buffers
@@ -259,7 +227,7 @@ def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Whole tensors in main memory, on rank 0; the other processes give their parts of them."""
     found = {}
     for name, tensor in tensors.items():
-        tensor = whole(tensor.detach())
+        tensor = full_tensor(tensor.detach())
         if rank() == 0:
             found[name] = tensor.cpu().contiguous()
     return found

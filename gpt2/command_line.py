@@ -69,6 +69,8 @@ def parse_flags(
     that contradicts the run to resume.
     """
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    if any("resume" in cls.__dataclass_fields__ for cls in settings_classes):
+        parser.epilog = "(*) may change when a run is resumed; everything else stays as it began"
     if add_arguments:
         add_arguments(parser)
     for cls in settings_classes:
@@ -158,6 +160,7 @@ def _settings_to_resume(
 
 def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:
     shown = "" if field.default in (None, "", ()) else f" [{_plain(field.default)}]"
+    shown += " (*)" if field.metadata["may_change"] else ""
     options: dict[str, Any] = {
         "dest": field.name,
         "default": argparse.SUPPRESS,  # so that what is given can be told from defaults
@@ -166,7 +169,7 @@ def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotati
     if annotation is bool:
         may_change = field.metadata["may_change"]  # to False as well, in a resumed run
         options["action"] = argparse.BooleanOptionalAction if may_change else "store_true"
-        options["help"] = field.metadata["help"]
+        options["help"] = field.metadata["help"] + (" (*)" if may_change else "")
     else:
         optional = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
         options["type"] = optional[0] if optional else annotation
@@ -227,7 +230,7 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
-        distributed.part()
+        distributed.destroy_processes()
     except UserError as error:
         _end(str(error))
     except Stopped as stop:

@@ -58,7 +58,12 @@ class CorpusSettings:
         0.01, "share of each source's documents kept for validation, at least one document",
         above=0, at_most=0.5,
     )  # fmt: skip
-    max_train: int = flag(0, "training documents kept, chosen by the seed; 0 keeps all", at_least=0)
+    split_seed: int = flag(
+        1, "which documents are for validation, and which --max-... keeps; apart from --seed, so "
+        "that runs of several seeds are measured on the same documents", at_least=0,
+        at_most=2**32 - 1,
+    )  # fmt: skip
+    max_train: int = flag(0, "training documents kept, for a quick trial; 0 keeps all", at_least=0)
     max_validation: int = flag(
         0, "validation documents kept of each source; 0 keeps all", at_least=0
     )

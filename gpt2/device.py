@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -53,3 +55,20 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most that this process has held so far, in bytes; on a GPU, of its memory, in tensors.
+    Not known on Windows: 0."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":  # where ru_maxrss begins with what the parent process has held
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource  # not in Windows' Python
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -54,7 +54,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def meet(device: torch.device) -> torch.device:
+def init_processes(device: torch.device) -> torch.device:
     """Wait for the other processes that torchrun has started; the device of this one among those of
     its machine. Raises UserError if there are not enough of them."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
@@ -73,12 +73,12 @@ def meet(device: torch.device) -> torch.device:
     # gloo also on GPUs, for what is in the main memory: small things, for which no GPU need wait
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                             timeout=_PATIENCE)  # fmt: skip
-    largest(0)  # all are there before one goes on, which may end it
+    all_reduce_max(0)  # all are there before one goes on, which may end it
     return device
 
 
-def part() -> None:
-    """Undo `meet`."""
+def destroy_processes() -> None:
+    """Undo `init_processes`."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -177,10 +177,10 @@ def micro_batches(
     return mine + [(rows[:1], 0)] * (max(map(len, parts)) - len(mine))
 
 
-def add_up(total: Tensor, *counts: int) -> tuple[Any, ...]:
+def all_reduce_sum(total: Tensor, *counts: int) -> tuple[Any, ...]:
     """The sums over all processes of `total` (), which stays on its device, and of whole numbers.
 
-    >>> add_up(torch.tensor(0.5), 3, 4)
+    >>> all_reduce_sum(torch.tensor(0.5), 3, 4)
     (tensor(0.5000), 3, 4)
     """
     if world_size() == 1:
@@ -190,7 +190,7 @@ def add_up(total: Tensor, *counts: int) -> tuple[Any, ...]:
     return sums[0], *map(int, sums[1:].tolist())
 
 
-def largest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest `number` of all processes: how they agree on what one of them has noticed."""
     if world_size() == 1:
         return number
@@ -209,13 +209,12 @@ def check_alike(name: str, value: str) -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Give each process random numbers of its own for dropout in `step`, so that there is nothing
-    to save of them. One process alone draws on from where it stands."""
-    if world_size() > 1:
-        own = int(np.random.SeedSequence([seed, step, rank()]).generate_state(1)[0])
-        random.seed(own)
-        np.random.seed(own)
-        torch.manual_seed(own)
+    """Seed the random numbers of one step (dropout's) from `seed`, `step` and the rank: a resumed
+    run draws the same ones with nothing saved, and each process draws its own."""
+    own = int(np.random.SeedSequence([seed, step, rank()]).generate_state(1)[0])
+    random.seed(own)
+    np.random.seed(own)
+    torch.manual_seed(own)
 
 
 # --- the model on many processes
@@ -234,7 +233,7 @@ class Objective(nn.Module):
         return self.loss(self.model, batch)
 
 
-def place(model: nn.Module, device: torch.device, shard: bool) -> nn.Module:
+def to_device(model: nn.Module, device: torch.device, shard: bool) -> nn.Module:
     """Put `model` on `device`; with `shard`, this process's part of each of its tensors. A block is
     then put together when it computes, and taken apart again (PyTorch's fully_shard; Rajbhandari et
     al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models").
@@ -264,13 +263,13 @@ def sharded(model: nn.Module) -> bool:
     return hasattr(model, "reshard")
 
 
-def take_apart(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """After an evaluation, embeddings and head of a sharded model are still whole."""
     if sharded(model):
         model.reshard()
 
 
-def exchanging(model: nn.Module, loss: Callable[[nn.Module, Batch], Any]) -> nn.Module:
+def parallel_objective(model: nn.Module, loss: Callable[[nn.Module, Batch], Any]) -> nn.Module:
     """`loss` of `model` as a module whose backward pass leaves, on every process, the mean of all
     processes' gradients."""
     objective = Objective(model, loss)
@@ -279,7 +278,7 @@ def exchanging(model: nn.Module, loss: Callable[[nn.Module, Batch], Any]) -> nn.
     return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
 
-def exchange(objective: nn.Module, now: bool) -> contextlib.AbstractContextManager:
+def sync_gradients(objective: nn.Module, now: bool) -> contextlib.AbstractContextManager:
     """A context for one micro-batch, forward and backward: gradients are exchanged at its end or,
     unless `now`, kept to be exchanged with the next one's. (A sharded model has no room to keep
     them: it exchanges every time.)"""
@@ -287,12 +286,12 @@ def exchange(objective: nn.Module, now: bool) -> contextlib.AbstractContextManag
     return objective.no_sync() if waits else contextlib.nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor of a sharded model; any other as it is."""
     return tensor.full_tensor() if _cut(tensor) else tensor
 
 
-def cut_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """`tensor`, the same on all processes, on the device of `parameter` and, if it has its shape,
     cut as that is."""
     tensor = tensor.to(parameter.device)

@@ -1,4 +1,5 @@
-"""What stands on the trunk. A head turns hidden states (B, T, C) and lengths (B,) into logits."""
+"""Chapter 2, what stands on the trunk: a head turns hidden states (B, T, C) and lengths (B,) into
+logits."""
 
 from __future__ import annotations
 

@@ -7,19 +7,16 @@ python gpt2/memory.py --measure gpt2        # one of them, measured in two steps
 from __future__ import annotations
 
 import dataclasses
-import resource
 import statistics
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from gpt2.building import count_parameters
 from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.device import DeviceSettings, arithmetic, autocast, choose_device
+from gpt2.device import DeviceSettings, arithmetic, autocast, choose_device, peak_memory
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, QUERIES_AT_ONCE, SIZES, GPT2Config
 from gpt2.optimization import parameter_groups
@@ -96,18 +93,6 @@ def measure(
         loss.item()  # waits until a GPU has done all of it
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:]), peak_memory(place)
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most that this process has held so far, in bytes; on a GPU, of its memory, in tensors."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "linux":  # where ru_maxrss begins with what the parent process has held
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main() -> None:

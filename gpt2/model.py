@@ -1,4 +1,4 @@
-"""GPT-2 as released: one trunk of transformer blocks, one head on top.
+"""Chapter 2, GPT-2 as released: one trunk of transformer blocks, one head on top.
 
 Module and parameter names are those of the released checkpoints (`wte`, `wpe`, `h.0.attn.c_attn`,
 `ln_f`), so that a checkpoint maps onto this file key by key.
@@ -64,7 +64,11 @@ class KeyValueCache:
     """Keys and values of all tokens seen so far, so that generation runs each token through the
     model once. Rows may have different lengths: each is stored at its own positions.
 
-    lengths (B,) int64: tokens of each row that are stored and count. The caller adds to it.
+    keys, values (n_layer, B, n_head, capacity, head_size)
+    lengths (B,) int64: tokens of each row that are stored and count
+    width: positions in use, in the longest row
+
+    The caller sets `lengths` and `width` anew after each call of the model.
     """
 
     def __init__(self, config: GPT2Config, rows: int, capacity: int, like: Tensor) -> None:
@@ -78,7 +82,7 @@ class KeyValueCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=like.device)
-        self.width = 0  # positions in use, in the longest row
+        self.width = 0
 
 
 @dataclass
@@ -113,22 +117,26 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     a real token could see.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # The formula as it stands in the paper, for a few queries at a time and the keys that they
-        # may see: of 512 tokens that is five eighths of all pairs. torch's kernel is the faster one
-        # forwards, but its backward pass is so slow on a CPU that this wins in training.
-        T, head_size = q.size(2), q.size(3)
-        hidden = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
-        k, v = k.contiguous(), v.contiguous()  # here, or each product would make copies to keep
-        parts = []  # each (B, n_head, end - start, head_size)
-        for some in (q * head_size**-0.5).split(QUERIES_AT_ONCE, dim=2):
-            start = QUERIES_AT_ONCE * len(parts)
-            end = start + some.size(2)
-            scores = some @ k[:, :, :end].transpose(2, 3)  # (B, n_head, end - start, end)
-            scores += hidden[start:end, :end]
-            parts.append(F.dropout(scores.softmax(dim=3), dropout) @ v[:, :, :end])
-        return torch.cat(parts, dim=2)
+        return _attention_in_blocks(q, k, v, dropout)
     # A mask together with is_causal is an error or, on some kernels, ignored (PyTorch #103749).
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+
+def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """The formula as it stands in the paper, for a block of queries at a time and the keys that
+    they may see: of 512 tokens that is five eighths of all pairs. torch's kernel is the faster one
+    forwards, but its backward pass is so slow in bfloat16 on a CPU that this wins in training."""
+    T, head_size = q.size(2), q.size(3)
+    mask = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
+    k, v = k.contiguous(), v.contiguous()  # here, or each product would make copies to keep
+    outputs = []  # each (B, n_head, end - start, head_size)
+    for q_block in (q * head_size**-0.5).split(QUERIES_AT_ONCE, dim=2):
+        start = QUERIES_AT_ONCE * len(outputs)
+        end = start + q_block.size(2)
+        scores = q_block @ k[:, :, :end].transpose(2, 3)  # (B, n_head, end - start, end)
+        scores += mask[start:end, :end]
+        outputs.append(F.dropout(scores.softmax(dim=3), dropout) @ v[:, :, :end])
+    return torch.cat(outputs, dim=2)
 
 
 class CausalSelfAttention(nn.Module):

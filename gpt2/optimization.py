@@ -1,5 +1,5 @@
-"""What the training loop is told: its flags, the rate of every step and of every layer, which
-parameters decay."""
+"""Chapter 4, what the training loop is told: its flags, the rate of every step and of every layer,
+which parameters decay."""
 
 from __future__ import annotations
 
@@ -22,52 +22,56 @@ class TrainingConfig:
         at_least=1, may_change=True,
     )  # fmt: skip
     max_steps: int = flag(
-        0, "optimizer steps at which to stop early; 0 runs all epochs", at_least=0, may_change=True
-    )
+        0, "optimizer steps of the whole run, where the learning rate ends too: for a quick trial; "
+        "0 makes all --epochs", at_least=0, may_change=True,
+    )  # fmt: skip
     batch_size: int = flag(16, "rows in each optimizer step", at_least=1)
     micro_batch_size: int = flag(
         0, "rows in memory at once, in each process; lower it when memory runs out, the gradient "
         "stays the same; 0 takes the whole batch", at_least=0, may_change=True
     )  # fmt: skip
     micro_batch_tokens: int = flag(
-        0, "tokens in memory at once, padding included; what rows are for data of one length, this "
-        "is for data of many: many short rows or a few long ones; 0 sets no limit", at_least=0,
+        0, "tokens in memory at once, padding included; lower it when memory runs out on rows of "
+        "very different lengths, the gradient stays the same; 0 sets no limit", at_least=0,
         may_change=True,
     )  # fmt: skip
     activation_checkpointing: bool = flag(
-        False, "keep each block's input alone and compute the block once more in the backward "
+        False, "keep only the input of each block and compute the block again in the backward "
         "pass: far less memory, a third more time, the same numbers", may_change=True,
     )  # fmt: skip
     learning_rate: float = flag(
-        6e-4, "peak rate of AdamW; the larger the model, the lower", above=0
+        6e-4, "peak rate of AdamW; 6e-4 suits mini and random weights, about 5e-5 the released "
+        "gpt2, 5e-4 its --train head; too high, the loss jumps", above=0,
     )  # fmt: skip
     warmup: float = flag(
-        0.1,
-        "share of the steps over which the rate rises from 0 to its peak",
-        at_least=0,
-        at_most=1,
-    )
+        0.1, "share of the steps over which the rate rises from 0 to its peak; more if the loss "
+        "jumps at the start", at_least=0, at_most=1,
+    )  # fmt: skip
     schedule: str = flag(
         "cosine", "how the rate falls from its peak to 0; trapezoid stays at the peak until the "
         "last fifth of the steps, so that a run may be prolonged until then",
         choices=("cosine", "linear", "trapezoid", "constant"),
     )  # fmt: skip
     layer_decay: float = flag(
-        1.0, "each block learns at so many times the rate of the block above it, the embeddings, "
-        "a tied head's too, slowest; below 1, a fine-tuned model keeps more of what it knows",
-        above=0, at_most=1,
+        1.0, "factor on the learning rate from each block to the one below it, the embeddings last "
+        "(a tied head's too); 0.8 keeps more of the pre-training; 1 is one rate for all", above=0,
+        at_most=1,
     )  # fmt: skip
     weight_decay: float = flag(
         0.1, "AdamW's decay of matrices; biases and norms never decay", at_least=0
     )
     beta2: float = flag(
-        0.99,
-        "AdamW's memory of squared gradients; lower forgets sooner",
+        0.99, "AdamW's memory of squared gradients; lower forgets sooner, higher is steadier with "
+        "small batches", at_least=0, at_most=0.99999,
+    )  # fmt: skip
+    clip: float = flag(
+        1.0, "largest norm of the whole gradient; lower it if the loss jumps; 0 does not clip",
         at_least=0,
-        at_most=0.99999,
-    )
-    clip: float = flag(1.0, "largest global norm of the gradient; 0 does not clip", at_least=0)
-    train: str = flag("all", "what to train: all, head, or last:N (the last N blocks and the head)")
+    )  # fmt: skip
+    train: str = flag(
+        "all", "what to train: all; head, for a fast first look; last:N, the last N blocks, the "
+        "final norm and the head, for less memory and less overfitting",
+    )  # fmt: skip
     evaluate_every: int = flag(
         0, "steps between evaluations on the validation split; 0 evaluates after each epoch",
         at_least=0, may_change=True,
@@ -84,8 +88,8 @@ class TrainingConfig:
         "at evaluations only", may_change=True,
     )  # fmt: skip
     shard: bool = flag(
-        False, "under torchrun, keep a part of weights, gradients and AdamW's moments in each "
-        "process instead of all in all: for a model that does not fit, and slower", may_change=True,
+        False, "under torchrun, split weights, gradients and AdamW's moments among the processes "
+        "instead of copying them to each: for a model that does not fit; slower", may_change=True,
     )  # fmt: skip
     precision: str = flag(
         "auto", "arithmetic of matrix products; auto takes bfloat16 where the device is fast at it",

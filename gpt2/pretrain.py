@@ -28,13 +28,13 @@ from gpt2.building import (
     describe_parameters,
     initial_weights,
     model_name,
-    resumed,
+    starting_point,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.corpus import Corpus, CorpusSettings, TokenRows, read_corpus, source_name
 from gpt2.device import arithmetic, autocast, choose_device
-from gpt2.distributed import meet, place, rank
+from gpt2.distributed import init_processes, rank, to_device
 from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import LanguageModelHead
@@ -65,22 +65,22 @@ def main() -> None:
         [CorpusSettings, ModelSettings, PretrainingConfig, RunSettings],
         "Pre-train GPT-2 on plain text, or adapt a pre-trained one to a domain.",
     )
-    device = meet(choose_device(run_settings.device))
+    device = init_processes(choose_device(run_settings.device))
     seed = run_settings.seed
     sources = "-".join(dict.fromkeys(map(source_name, data.data)))
     run = RunFolder.choose(run_settings, f"pretraining-{sources}-{model_name(model_settings)}")
 
     # ---- data, model, tokens
     check_not_overwritten(model_settings, run.folder)
-    source = resumed(model_settings, run)
-    gpt2_config, encoding = choose_config(source)
+    start = starting_point(model_settings, run)
+    gpt2_config, encoding = choose_config(start)
     max_length = data.max_length or gpt2_config.n_positions
     check_max_length(max_length, gpt2_config)
     if run_settings.export:
         check_export(Path(run_settings.export))
-    corpus = read_corpus(data, seed)
-    model, origin = build_model(source, gpt2_config, LanguageModelHead, config.train, seed)
-    place(model, device, config.shard)
+    corpus = read_corpus(data, data.split_seed)
+    model, origin = build_model(start, gpt2_config, LanguageModelHead, config.train, seed)
+    to_device(model, device, config.shard)
     rows = TokenRows(corpus.train["text"], encoding, max_length, "tokens")
     validation = {
         source: TokenRows(corpus.validation.filter(source=source)["text"], encoding, max_length)

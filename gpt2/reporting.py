@@ -47,7 +47,8 @@ def describe_training(training: dict[str, Any]) -> str:
     return (
         f"trained {training['steps']} steps in {training['seconds']:.1f} s, "
         f"{training['tokens_per_second']:,.0f} tokens a second, padding not counted; "
-        f"{training['useful_token_share']:.1%} of all tokens useful; best step "
+        f"{training['useful_token_share']:.1%} of all tokens useful; "
+        f"{training['peak_memory'] / 2**30:.1f} GiB of memory at most; best step "
         f"{training['best_step']}"
     )
 

@@ -45,7 +45,8 @@ class RunSettings:
         "`auto` goes on with the run in --out if there is one, and starts it if not"
     )  # fmt: skip
     export: str = flag(
-        "", "folder that gets the trained model in the Hugging Face layout, for transformers",
+        "", "folder that gets the trained model in the Hugging Face layout, for transformers; "
+        "a classifier needs --pooling last",
         may_change=True,
     )  # fmt: skip
     seed: int = flag(

@@ -50,7 +50,7 @@ def how_to_go_on() -> str:
 def stop_if_asked() -> None:
     """Raises Stopped if Ctrl-C or SIGTERM has come since `catch_signals`, on all processes if to
     one of them. Every loop that takes long calls this once a batch."""
-    number = distributed.largest(_asked or 0)
+    number = distributed.all_reduce_max(_asked or 0)
     if number:
         raise Stopped(number, _how_to_go_on)
 

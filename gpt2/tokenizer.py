@@ -1,4 +1,4 @@
-"""Text to token ids and back, served by tiktoken.
+"""Chapter 3, text to token ids and back, served by tiktoken.
 
 Two encodings: "gpt2", the released one with 50,257 tokens, which tiktoken downloads once; and
 "mini", 8,192 tokens trained on film reviews and instructions, which lies in `gpt2/mini/`.

@@ -18,25 +18,19 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from gpt2.batching import Batch, collate, cut_batch, shuffled_batches
-from gpt2.checkpoint import (
-    Checkpoint,
-    Progress,
-    capture_random_state,
-    load_training,
-    save_checkpoint,
-)
+from gpt2.checkpoint import Checkpoint, Progress, load_training, save_checkpoint
 from gpt2.command_line import UserError, out_of_memory
-from gpt2.device import autocast
+from gpt2.device import autocast, peak_memory
 from gpt2.distributed import (
-    add_up,
+    all_reduce_max,
+    all_reduce_sum,
     check_alike,
-    exchange,
-    exchanging,
-    largest,
+    full_tensor,
     micro_batches,
+    parallel_objective,
+    reshard,
     seed_step,
-    take_apart,
-    whole,
+    sync_gradients,
     world_size,
 )
 from gpt2.durable import check_folder, whole_folder
@@ -54,6 +48,7 @@ class TrainingResult:
     seconds: float
     tokens: int  # real tokens, padding left out
     useful_token_share: float  # real tokens among all, padding included
+    peak_memory: int  # bytes, of this process; of a GPU's memory, in tensors
     best_step: int
     stopped_early: bool
 
@@ -90,13 +85,13 @@ def train(
     saving, if Ctrl-C or SIGTERM came; UserError if memory or the disk does not suffice.
     """
     device = next(model.parameters()).device
-    take_apart(model)
+    reshard(model)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay, config.layer_decay),
         betas=(0.9, config.beta2),
         fused=True,
     )
-    objective = exchanging(model, loss)  # loss(model, batch), on however many processes
+    objective = parallel_objective(model, loss)  # loss(model, batch), on however many processes
     model.activation_checkpointing = config.activation_checkpointing
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
@@ -124,7 +119,6 @@ def train(
         saved_at = time.monotonic()
 
     def evaluate_and_save() -> None:
-        progress.random_state = capture_random_state()
         model.eval()
         metrics = evaluate()
         model.train()
@@ -148,7 +142,6 @@ def train(
                 progress.best_loss, progress.best_step = metrics["loss"], progress.step
                 progress.evaluations_since_best = 0
                 save_checkpoint(run.folder / "best", model, checkpoint, progress)
-            progress.random_state = capture_random_state()
             save_last()
 
     def cut(rows: Sequence[int]) -> list[list[int]]:
@@ -161,11 +154,11 @@ def train(
     def save_is_due() -> bool:
         if save_steps:
             return progress.step % save_steps == 0
-        return save_seconds and largest(time.monotonic() - saved_at >= save_seconds)
+        return save_seconds and all_reduce_max(time.monotonic() - saved_at >= save_seconds)
 
     def finished() -> bool:
-        patient = not config.patience or progress.evaluations_since_best < config.patience
-        return progress.step >= steps or not patient
+        out_of_patience = config.patience and progress.evaluations_since_best >= config.patience
+        return progress.step >= steps or bool(out_of_patience)
 
     model.train()
     try:
@@ -179,37 +172,35 @@ def train(
                 if finished():
                     break
                 started = time.perf_counter()
-                progress.random_state = capture_random_state()
                 seed_step(seed, progress.step)
 
                 # --- forward and backward, one micro-batch after the other
                 loss_sum = torch.zeros((), device=device)
                 targets = real_tokens = all_tokens = 0
-                own = micro_batches(rows, cut)
+                own = micro_batches(rows, cut)  # counts: 0 for a row that only helps to exchange
                 for number, (micro_batch, counts) in enumerate(own, start=1):
                     batch = collate([dataset[row] for row in micro_batch])
                     real_tokens += counts * int(batch.lengths.sum())
                     all_tokens += counts * batch.tokens.numel()
-                    with exchange(objective, now=number == len(own)):
+                    with sync_gradients(objective, now=number == len(own)):
                         with autocast(device, config.precision):
                             micro_loss, micro_targets = objective(batch.to(device))
                         micro_loss = counts * micro_loss
                         micro_loss.backward()  # of the sum: gradients of all micro-batches add up
                     loss_sum += micro_loss.detach()
                     targets += counts * micro_targets
-                    # A step that is not finished counts for nothing: the resumed run repeats it
-                    # with the random numbers that it began with.
+                    # A step that is not finished counts for nothing: the resumed run repeats it.
                     stop_if_asked()
 
                 # --- the mean over all targets of the step. A mean of the micro-batches' means
                 # would give short micro-batches more weight, and the gradient would depend on the
                 # cut. (The processes have exchanged the mean of their gradients, not the sum.)
-                loss_sum, targets, real_tokens, all_tokens = add_up(
+                loss_sum, targets, real_tokens, all_tokens = all_reduce_sum(
                     loss_sum, targets, real_tokens, all_tokens
                 )
                 gradients = [p.grad for p in trained if p.grad is not None]
                 factor = world_size() / targets
-                norm = factor * whole(nn.utils.get_total_norm(gradients)).item()
+                norm = factor * full_tensor(nn.utils.get_total_norm(gradients)).item()
                 if not (torch.isfinite(loss_sum) and math.isfinite(norm)):
                     raise NotFinite(
                         f"step {progress.step + 1}: loss {loss_sum.item() / targets:g}, gradient "
@@ -260,7 +251,6 @@ def train(
                 if evaluation_is_due():
                     evaluate_and_save()
                 elif save_is_due():
-                    progress.random_state = capture_random_state()
                     save_last()
     except Stopped:
         save_last()
@@ -271,15 +261,16 @@ def train(
         raise UserError(_how_to_save_memory(progress.step + 1, config.rows_at_once)) from None
     finally:
         bar.close()
-    if None not in (progress.best_loss, progress.first_loss):
-        if progress.best_loss >= progress.first_loss:
-            tqdm.write("no evaluation was better than the one before training: see the curves")
+    best, first = progress.best_loss, progress.first_loss
+    if best is not None and first is not None and best >= first:
+        tqdm.write("no evaluation was better than the one before training: see the curves")
     return TrainingResult(
         steps=progress.step,
         epochs=round(progress.step / steps_per_epoch, 4),
         seconds=progress.seconds,
         tokens=progress.real_tokens,
         useful_token_share=progress.real_tokens / progress.all_tokens,
+        peak_memory=peak_memory(device),
         best_step=progress.best_step,
         stopped_early=progress.step < steps,
     )
@@ -288,7 +279,7 @@ def train(
 def _go_on(
     run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, data: str, steps: int
 ) -> Progress:
-    """Load what `last/` holds into model, optimizer and random generators."""
+    """Load what `last/` holds into model and optimizer."""
     progress = load_training(run.folder / "last", model, optimizer, data)
     if progress.step > steps:
         raise UserError(

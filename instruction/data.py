@@ -60,7 +60,9 @@ class DataSettings:
         "from --seed, so that runs of several seeds are tested on the same rows", at_least=0,
         at_most=2**32 - 1,
     )  # fmt: skip
-    max_train: int = flag(0, "training rows kept; 0 keeps all", at_least=0)
+    max_train: int = flag(
+        0, "training rows kept, for a quick trial or a learning curve; 0 keeps all", at_least=0
+    )
     max_validation: int = flag(
         0,
         "validation rows kept; 0 keeps all, or the share of them that --max-train keeps",
@@ -68,7 +70,6 @@ class DataSettings:
     )
     max_test: int = flag(0, "test rows kept; 0 keeps all", at_least=0)
     max_length: int = flag(512, "tokens kept of prompt and response together", at_least=2)
-    train_on_prompt: bool = flag(False, "take a loss on the prompt's tokens as well")
 
 
 @dataclass

@@ -30,12 +30,12 @@ from gpt2.building import (
     describe_parameters,
     initial_weights,
     model_name,
-    resumed,
+    starting_point,
 )
 from gpt2.checkpoint import Checkpoint, load_weights
 from gpt2.command_line import flag, parse_flags, run_script
 from gpt2.device import arithmetic, choose_device
-from gpt2.distributed import meet, place, rank
+from gpt2.distributed import init_processes, rank, to_device
 from gpt2.export import check_export, export
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
@@ -68,19 +68,31 @@ FIXED_PROMPTS = (("Name three colours.", ""), ("Is this positive or negative?", 
 
 
 @dataclass
+class InstructionConfig(TrainingConfig):
+    """Training"""
+
+    train_on_prompt: bool = flag(
+        False, "learn the prompt's tokens too; may help where answers are a word or two"
+    )
+
+
+@dataclass
 class EvaluationSettings:
     """Evaluation"""
 
-    test_answers: int = flag(100, "test rows answered before and after, a fixed choice", at_least=1)
+    test_answers: int = flag(
+        100, "test rows answered before and after, chosen by --split-seed; more take longer and "
+        "make the shares surer", at_least=1,
+    )  # fmt: skip
     answer_tokens: int = flag(96, "tokens of each of these answers at most", at_least=1)
 
 
 def main() -> None:
     data, model_settings, config, evaluation, run_settings = parse_flags(
-        [DataSettings, ModelSettings, TrainingConfig, EvaluationSettings, RunSettings],
+        [DataSettings, ModelSettings, InstructionConfig, EvaluationSettings, RunSettings],
         "Teach GPT-2 to follow instructions, and compare its answers before and after.",
     )
-    device = meet(choose_device(run_settings.device))
+    device = init_processes(choose_device(run_settings.device))
     seed = run_settings.seed
     template = Template()
     run = RunFolder.choose(
@@ -89,15 +101,15 @@ def main() -> None:
 
     # ---- data, model, tokens
     check_not_overwritten(model_settings, run.folder)
-    source = resumed(model_settings, run)
-    gpt2_config, encoding = choose_config(source)
+    start = starting_point(model_settings, run)
+    gpt2_config, encoding = choose_config(start)
     check_max_length(data.max_length, gpt2_config)
     if run_settings.export:
         check_export(Path(run_settings.export))
     splits = load_splits(data, template, encoding, data.split_seed)
     check_batch_size(data.data, len(splits.train), config.batch_size)
-    model, origin = build_model(source, gpt2_config, LanguageModelHead, config.train, seed)
-    place(model, device, config.shard)
+    model, origin = build_model(start, gpt2_config, LanguageModelHead, config.train, seed)
+    to_device(model, device, config.shard)
     datasets = {
         split: InstructionDataset(
             frame.rows(),
@@ -105,7 +117,7 @@ def main() -> None:
             encoding,
             data.max_length,
             # Only training does: what is reported is always the loss on responses.
-            train_on_prompt=data.train_on_prompt and split == "train",
+            train_on_prompt=config.train_on_prompt and split == "train",
         )
         for split, frame in splits.items()
     }
@@ -125,7 +137,8 @@ def main() -> None:
 
     # ---- fine-tuning, between two looks at the test split
     greedy = SamplingSettings(max_new_tokens=evaluation.answer_tokens)
-    answered = np.random.default_rng(seed).permutation(len(splits.test))[: evaluation.test_answers]
+    choice = np.random.default_rng(data.split_seed).permutation(len(splits.test))
+    answered = choice[: evaluation.test_answers]  # the same rows for every --seed
     answered_rows = splits.test[answered]
     prompts = [datasets["test"].prompt(row) for row in answered]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -180,7 +181,8 @@ def answer_all(
 def converse(show: Callable[[str, int], None]) -> None:
     """Read an instruction, show its answer, until Ctrl-D. Ctrl-C ends an answer, or a line that is
     being typed. `show` gets the instruction and its number in the conversation."""
-    import readline  # noqa: F401  arrow keys and history in input()
+    with contextlib.suppress(ImportError):  # Windows has none, and its own history
+        import readline  # noqa: F401  arrow keys and history in input()
 
     print("Ctrl-C ends an answer, Ctrl-D the program.")
     turn = 0

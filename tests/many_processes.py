@@ -18,7 +18,7 @@ from classification.evaluation import (
 )
 from gpt2 import distributed, stopping, training
 from gpt2.checkpoint import Checkpoint
-from gpt2.distributed import meet, place, whole
+from gpt2.distributed import full_tensor, init_processes, to_device
 from gpt2.generation import SamplingSettings
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
@@ -59,7 +59,7 @@ def in_processes(count, work, folder, statuses=None):
                 }  # fmt: skip
                 torch.set_num_threads(1)  # the threads of the parent do not exist here
                 os.fsync = lambda descriptor: None
-                meet(CPU)
+                init_processes(CPU)
                 (folder / f"result-{number}").write_bytes(pickle.dumps(work()))
                 status = 0
             except stopping.Stopped as stop:
@@ -105,7 +105,7 @@ def run_task(
         )  # fmt: skip
     model = GPT2(config, head).double()
     choose_trainable(model, train)
-    place(model, CPU, shard)
+    to_device(model, CPU, shard)
 
     def evaluate():
         if task == "classification":
@@ -117,7 +117,11 @@ def run_task(
 
     def step(optimizer, closure=None):
         gradients.append(
-            {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.requires_grad}
+            {
+                name: full_tensor(p.grad).clone()
+                for name, p in model.named_parameters()
+                if p.requires_grad
+            }
         )
         return original(optimizer)
 
@@ -148,8 +152,8 @@ def run_task(
         prompts = [[5, 6, 7], [8] * 4, [9], [3, 4], [11, 12]]
         settings = SamplingSettings(max_new_tokens=4)
         metrics.append(answer_prompts(model, ENCODING, prompts, settings, 2, "float32"))
-    distributed.take_apart(model)
-    weights = {name: whole(p.detach()).clone() for name, p in model.named_parameters()}
+    distributed.reshard(model)
+    weights = {name: full_tensor(p.detach()).clone() for name, p in model.named_parameters()}
     return gradients, weights, metrics, (result.tokens, result.useful_token_share)
 
 

@@ -19,7 +19,6 @@ from test_training import tiny_model
 from gpt2.checkpoint import (
     Checkpoint,
     Progress,
-    capture_random_state,
     load_checkpoint,
     load_training,
     save_checkpoint,
@@ -45,7 +44,7 @@ def save(folder, model=None, step=1):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    progress = Progress(step=step, random_state=capture_random_state())
+    progress = Progress(step=step)
     save_checkpoint(folder, model, CHECKPOINT, progress, optimizer, "rows")
 
 

@@ -83,13 +83,13 @@ def test_gradients_are_exchanged_once_a_step(tmp_path):
                 pieces.append(bucket)
             return default_hooks.allreduce_hook(None, bucket)
 
-        def exchanging(model, loss):
-            objective = distributed.exchanging(model, loss)
+        def parallel_objective(model, loss):
+            objective = distributed.parallel_objective(model, loss)
             objective.register_comm_hook(None, counted)
             return objective
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "exchanging", exchanging)
+            patch.setattr(training, "parallel_objective", parallel_objective)
             run_task(tmp_path / "run", "classification")
         return len(pieces)
 
