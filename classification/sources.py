@@ -1,4 +1,4 @@
-"""Chapter 1, where reviews come from: a built-in sample, a download, a folder, a file of one's own."""
+"""Chapter 1, where reviews come from: a sample, a download, a folder, anybody's own file."""
 
 from __future__ import annotations
 
