@@ -37,7 +37,7 @@ class DecodingSettings:
     prompt_tokens: int = flag(32, "tokens that each row starts from", at_least=1)
     rows: int = flag(1, "rows at once", at_least=1)
     repeats: int = flag(5, "pairs of runs", at_least=1)
-    seed: int = flag(1, "seed of weights and prompts", at_least=0)
+    seed: int = flag(1, "seed of weights and prompts", at_least=0, at_most=2**32 - 1)
 
 
 @torch.no_grad()

@@ -28,12 +28,18 @@ def classification_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def predict_log_probabilities(
-    model: nn.Module, dataset: IMDbDataset, batch_size: int, precision: str, progress: str = ""
+    model: nn.Module,
+    dataset: IMDbDataset,
+    batch_size: int,
+    precision: str,
+    progress: str = "",
+    most_tokens: int = 0,
 ) -> np.ndarray:
     """(rows, num_classes) float32: the log-probability of each class, in the order of the rows.
-    The model must be in evaluation mode. With `progress`, a bar of that name is shown."""
+    The model must be in evaluation mode. With `progress`, a bar of that name is shown. A batch has
+    at most `batch_size` rows and, unless 0, `most_tokens` tokens."""
     device = next(model.parameters()).device
-    batches = sorted_batches(dataset.lengths, batch_size)
+    batches = sorted_batches(dataset.lengths, batch_size, most_tokens)
     numbers = share(range(len(batches)))
     if progress:
         numbers = tqdm(numbers, desc=progress, unit="batch", disable=None, leave=False)

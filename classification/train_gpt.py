@@ -149,7 +149,12 @@ def main() -> None:
 
     def log_probabilities(split: str, progress: str = "") -> np.ndarray:
         return predict_log_probabilities(
-            model, datasets[split], config.rows_at_once, config.precision, progress
+            model,
+            datasets[split],
+            config.rows_at_once,
+            config.precision,
+            progress,
+            config.micro_batch_tokens,
         )
 
     def metrics(split: str, progress: str = "") -> dict[str, float]:

@@ -114,8 +114,11 @@ def cut_batch(
     return micro_batches
 
 
-def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def sorted_batches(
+    lengths: Sequence[int], batch_size: int, most_tokens: int = 0
+) -> list[list[int]]:
     """The row numbers of each batch for evaluation and prediction: every row once, longest first,
-    so that a batch that does not fit into memory fails at once and not at the end."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    so that a batch that does not fit into memory fails at once and not at the end. `most_tokens` is
+    as in `cut_batch`."""
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    return cut_batch(order, lengths, batch_size, most_tokens)

@@ -135,7 +135,8 @@ def load_training(
         if parameter.requires_grad:
             prefix = name + "/"
             optimizer.state[parameter] = {
-                key.removeprefix(prefix): distribute_like(tensor, parameter)
+                # a copy: what safetensors reads stays bound to the file, and the file on disk
+                key.removeprefix(prefix): distribute_like(tensor.clone(), parameter)
                 for key, tensor in moments.items()
                 if key.startswith(prefix)
             }

@@ -149,6 +149,11 @@ def _settings_to_resume(
             )
     longer = {"epochs", "max_steps", "patience"}
     if (folder / "results.json").is_file() and not changed.keys() & longer:
+        if given.get("export"):
+            raise UserError(
+                f"{folder}: this run is complete; to export it: "
+                f"python -m gpt2.pretrained {folder} {given['export']}"
+            )
         print(
             f"{folder}: this run is complete; with more --epochs, or another --max-steps or "
             "--patience where that ended it, it goes on"

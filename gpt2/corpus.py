@@ -228,6 +228,7 @@ def _read_documents(file: Path, columns: Sequence[str]) -> list[str]:
 def _split(documents: pl.DataFrame, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Cut the first `share` of each source's documents off for validation. A source of a single
     document, such as a book, gives the document's end."""
+    documents = documents.with_row_index("row")
     rows = pl.len().over("source")
     place = pl.int_range(pl.len()).over("source")
     single = documents.filter(rows == 1)
@@ -242,7 +243,8 @@ def _split(documents: pl.DataFrame, share: float) -> tuple[pl.DataFrame, pl.Data
             for text, cut in zip(single["text"], cuts, strict=True)
         ]
         part = several.filter(held_out=held_out).drop("held_out")
-        parts.append(pl.concat([part, single.with_columns(text=pl.Series(texts, dtype=pl.String))]))
+        part = pl.concat([part, single.with_columns(text=pl.Series(texts, dtype=pl.String))])
+        parts.append(part.sort("row").drop("row"))  # mixed as they were
     return parts[0], parts[1]
 
 

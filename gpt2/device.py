@@ -26,11 +26,16 @@ class DeviceSettings:
 def choose_device(name: str) -> torch.device:
     """The device that "auto", "cpu", "cuda" or "mps" means here. Raises UserError if there is no
     such device."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        # Before, attention on Apple's GPUs is wrong, silently (pytorch #163597, #195910).
+        "mps": torch.backends.mps.is_available() and torch.__version__ >= (2, 13),
+    }
     if name == "auto":
         name = next((kind for kind, there in available.items() if there), "cpu")
     elif not available.get(name, True):
-        raise UserError(f"--device {name}: this torch sees no such device; use --device cpu")
+        need = "no such device, or it is older than 2.13" if name == "mps" else "no such device"
+        raise UserError(f"--device {name}: this torch sees {need}; use --device cpu")
     return torch.device(name)
 
 

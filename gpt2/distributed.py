@@ -247,6 +247,8 @@ def to_device(model: nn.Module, device: torch.device, shard: bool) -> nn.Module:
             "--shard shares the model among processes, and this is the only one: start them with "
             "torchrun, or use --no-shard"
         )
+    if device.type == "cpu" and torch.__version__ < (2, 13):
+        raise UserError("--shard on CPUs needs torch 2.13; older ones add gradients up wrongly")
     # here, because it takes half a second that no other run need wait for
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

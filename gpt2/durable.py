@@ -37,7 +37,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         new.mkdir()
         yield new
         sums = [f"{_sha256(file)}  {file.name}\n" for file in sorted(new.iterdir())]
-        (new / MANIFEST).write_text("".join(sums), encoding="utf-8")
+        (new / MANIFEST).write_bytes("".join(sums).encode())  # "\n" on Windows too
         for file in new.iterdir():
             shutil.copymode(new / MANIFEST, file)  # safetensors makes files only their owner reads
             _flush(file)

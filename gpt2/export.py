@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -80,8 +81,7 @@ def export(run: Path, folder: Path, dtype: str = "float32") -> None:
     beside = [run / "results.json", source.folder.parent / "results.json"]
     results = next((json.loads(f.read_text("utf-8")) for f in beside if f.is_file()), {})
 
-    temporary = folder.with_name(folder.name + ".new")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = Path(f"{os.path.abspath(folder)}.new-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         weights = {

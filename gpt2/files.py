@@ -78,7 +78,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame
     if suffix == ".parquet":
         try:
             table = pl.read_parquet(path)
-        except Exception as error:  # polars raises its own types, OSError, and Rust panics
+        # polars raises its own types, OSError and, on damage that it does not expect, Rust panics
+        except (Exception, pl.exceptions.PanicException) as error:
             raise UserError(f"{path}: not a readable Parquet file ({_first_line(error)})") from None
     elif delimited:
         table = _read_delimited(path, read_utf8(path), suffix, columns)
@@ -125,6 +126,9 @@ def _read_delimited(
 ) -> pl.DataFrame:
     """CSV or TSV by Python's parser: it takes the bare quotes of real files (`6" screen`), which
     polars' refuses, and knows the line of every row."""
+    if "\0" in content:
+        line = content.count("\n", 0, content.index("\0")) + 1
+        raise UserError(f"{path}: line {line} has a NUL byte; is it text, in UTF-8?")
     tabs = suffix == ".tsv" or (suffix != ".csv" and "\t" in content.split("\n", 1)[0])
     # The SMS spam collection has quotes in its messages that never close.
     quoted = not tabs or _tsv_has_quotes(content)

@@ -91,11 +91,13 @@ def evaluate_loss(
     batch_size: int,
     precision: str,
     progress: str = "",
+    most_tokens: int = 0,
 ) -> dict[str, float]:
     """Mean loss (nats) and perplexity over all targets of `dataset`. The model must be in
-    evaluation mode. The mean is over targets, not over batches: the same at any batch size."""
+    evaluation mode. The mean is over targets, not over batches: the same at any batch size. A batch
+    has at most `batch_size` rows and, unless 0, `most_tokens` tokens."""
     device = next(model.parameters()).device
-    batches = sorted_batches(dataset.lengths, batch_size)
+    batches = sorted_batches(dataset.lengths, batch_size, most_tokens)
     numbers = share(range(len(batches)))
     if progress:
         numbers = tqdm(numbers, desc=progress, unit="batch", disable=None, leave=False)

@@ -104,7 +104,12 @@ def main() -> None:
     def by_source() -> dict[str, dict[str, float]]:
         return {
             source: evaluate_loss(
-                model, dataset, config.rows_at_once, config.precision, f"validation, {source}"
+                model,
+                dataset,
+                config.rows_at_once,
+                config.precision,
+                f"validation, {source}",
+                config.micro_batch_tokens,
             )
             for source, dataset in validation.items()
         }

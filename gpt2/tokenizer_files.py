@@ -91,7 +91,7 @@ def write_tokenizer_files(
     for name, content in (("vocab.json", vocabulary), ("tokenizer.json", tokenizer)):
         (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_bytes(("\n".join(lines) + "\n").encode())  # on Windows too
 
 
 def read_tokenizer_files(folder: Path, vocab_size: int, end_token: int | None) -> tiktoken.Encoding:
@@ -107,7 +107,8 @@ def read_tokenizer_files(folder: Path, vocab_size: int, end_token: int | None) -
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             source = folder / "merges.txt"
             vocabulary = json.loads(read_utf8(folder / "vocab.json"))
-            lines = [line for line in read_utf8(source).split("\n") if line.strip()]
+            text = read_utf8(source).replace("\r\n", "\n")
+            lines = [line for line in text.split("\n") if line.strip()]
             merges = [line.split(" ") for line in lines if not line.startswith("#version")]
             special = _added_tokens(folder)
             if _settings(folder).get("add_prefix_space"):

@@ -85,6 +85,11 @@ def train(
     saving, if Ctrl-C or SIGTERM came; UserError if memory or the disk does not suffice.
     """
     device = next(model.parameters()).device
+    if device.type == "mps" and config.activation_checkpointing and model.config.dropout:
+        raise UserError(
+            "--activation-checkpointing and --dropout do not go together on mps, where torch drops "
+            "others the second time (pytorch #127676); leave one of them out"
+        )
     reshard(model)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay, config.layer_decay),
@@ -218,6 +223,7 @@ def train(
                     group["lr"] = rate * group["rate_share"]
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                step_loss = loss_sum.item()  # waits until a GPU has done the update
 
                 # --- count and log
                 step_seconds = time.perf_counter() - started
@@ -225,9 +231,9 @@ def train(
                 progress.seconds += step_seconds
                 progress.real_tokens += real_tokens
                 progress.all_tokens += all_tokens
-                progress.logged_loss += loss_sum.item()
+                progress.logged_loss += step_loss
                 progress.logged_targets += targets
-                progress.seen_loss += loss_sum.item()
+                progress.seen_loss += step_loss
                 progress.seen_targets += targets
                 bar.update()
                 if progress.step % config.log_every == 0 or progress.step == steps:

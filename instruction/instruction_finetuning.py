@@ -150,7 +150,12 @@ def main() -> None:
 
     def loss_on(split: str, progress: str = "") -> dict[str, float]:
         return evaluate_loss(
-            model, datasets[split], config.rows_at_once, config.precision, progress
+            model,
+            datasets[split],
+            config.rows_at_once,
+            config.precision,
+            progress,
+            config.micro_batch_tokens,
         )
 
     def look_at_test(when: str) -> dict[str, Any]:

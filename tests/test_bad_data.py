@@ -20,6 +20,7 @@ from gpt2.files import read_table
         ("a.csv", b"text,label\na,1\nb,1\n", {}, "all training rows have the same label, '1'"),
         ("a.csv", b"text,label\na,1\nb,0\n", {}, "label '0' has 1; drop or merge rare labels"),
         ("a.csv", "text,label\na,1\n".encode("utf-16"), {}, "is UTF-16"),
+        ("a.csv", b"text,label\na,1\nb\0,0\n", {}, "line 3 has a NUL byte"),
         ("a.csv", b"text,label\n ,1\n,0\n", {}, "no train rows with a text and a label"),
         ("a.txt", b"\xef\xbb\xbf", {}, "the file has no rows"),
         ("a.csv", b"text,label,text\na,b,c\n", {}, "two columns have the same name"),

@@ -62,6 +62,7 @@ def test_little_padding_and_no_order_by_length():
 
 def test_evaluation_starts_with_the_longest_rows():
     assert sorted_batches([3, 9, 5], 2) == [[1, 2], [0]]
+    assert sorted_batches([3, 9, 5], 2, most_tokens=10) == [[1], [2, 0]]
 
 
 def test_a_batch_is_cut_by_rows_and_by_padded_tokens():

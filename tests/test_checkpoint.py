@@ -104,6 +104,19 @@ def test_a_flipped_bit_is_refused_wherever_it_is(saved, tmp_path):
     refused(tmp_path / "last")
 
 
+def test_resumed_moments_do_not_live_in_the_file(saved, tmp_path):
+    """The next save replaces the file; what is bound to it would keep it on disk."""
+    folder = shutil.copytree(saved, tmp_path / "last")
+    model = tiny_model(seed=1)
+    optimizer = optimizer_of(model)
+    load_training(folder, model, optimizer, "rows")
+    before = {p: state["exp_avg_sq"].clone() for p, state in optimizer.state.items()}
+    with open(folder / "optimizer.safetensors", "r+b") as file:
+        file.seek(-4000, 2)
+        file.write(bytes(4000))
+    assert all(torch.equal(optimizer.state[p]["exp_avg_sq"], before[p]) for p in before)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "vocabulary.tiktoken", "config.json"])
 def test_a_truncated_or_missing_or_foreign_file_is_named(saved, tmp_path, name):
     folder = tmp_path / "last"

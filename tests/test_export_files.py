@@ -63,7 +63,9 @@ def test_the_card_tells_what_the_run_was(tmp_path, capsys):
                      "best_step": 20},
     }  # fmt: skip
     (tmp_path / "run/results.json").write_text(json.dumps(results))
+    (tmp_path / "my-model.new").mkdir()
     export(tmp_path / "run", tmp_path / "my-model")
+    assert (tmp_path / "my-model.new").is_dir()  # somebody else's
     card = (tmp_path / "my-model/README.md").read_text()
     for part in ("pipeline_tag: text-classification", "base_model: openai-community/gpt2",
                  "# my-model", "`bad`, `fair`, `good`", "`stories`: 1,380 train",

@@ -198,6 +198,7 @@ def test_each_source_gives_its_share_to_validation(tmp_path):
     # mixed, the same again, and another order with another seed
     place = np.flatnonzero(corpus.train["source"].to_numpy() == "few")
     assert place.min() < 60 and place.max() > 120
+    assert corpus.train["source"][-1] != "book"  # else it would be the first to go
     again = corpus_of(*data, validation_share=0.1)
     assert again.train.equals(corpus.train) and again.validation.equals(corpus.validation)
     assert not corpus_of(*data, seed=2, validation_share=0.1).train.equals(corpus.train)

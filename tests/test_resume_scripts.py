@@ -32,7 +32,7 @@ def start(script_environment, folder, script, *arguments):
 def what_counts(folder):
     """All that must not depend on whether the run was stopped."""
     results = json.loads((folder / "results.json").read_text())
-    for changing in ("seconds", "tokens_per_second"):
+    for changing in ("seconds", "tokens_per_second", "peak_memory"):
         del results["training"][changing]
     results.get("baseline", {}).pop("seconds", None)
     bytes_of = {name: (folder / name).read_bytes() for name in (
@@ -93,6 +93,7 @@ def test_contradictions_completion_and_more_epochs(call_script, tmp_path):
         said = refused("--resume", "run", flag, value)
         assert flag in said and str(value) in said
         assert then is None or f"which has {then}" in said
+    assert "pretrained run out" in refused("--resume", "run", "--export", "out")
     # a run of older code, which did not have this flag, did as its default does
     config = (tmp_path / "run/config.json").read_text()
     older = json.loads(config)
