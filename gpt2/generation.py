@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import tiktoken
 import torch
 from torch import Tensor
 
 from gpt2.command_line import flag
+from gpt2.device import autocast
 from gpt2.model import GPT2, KeyValueCache
 
 
@@ -114,6 +117,26 @@ def generate(
             if token is not None:
                 answer.append(token)
     return answers
+
+
+def stream_text(
+    model: GPT2,
+    encoding: tiktoken.Encoding,
+    prompt: Sequence[int],
+    settings: SamplingSettings,
+    seed: int = 0,
+    precision: str = "auto",
+) -> Iterator[str]:
+    """What follows the tokens of `prompt`, piece by piece, as soon as each is known, up to
+    <|endoftext|>. A piece never ends inside a character, even where a token does. Raises
+    PromptTooLong."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    with autocast(model.wte.weight.device, precision):
+        for (token,) in generate_steps(model, [prompt], settings, encoding.eot_token, [seed]):
+            if token == encoding.eot_token:
+                break
+            yield decoder.decode(encoding.decode_single_token_bytes(token))
+    yield decoder.decode(b"", final=True)
 
 
 def choose_tokens(

@@ -15,11 +15,10 @@ Ctrl-C ends an answer and Ctrl-D the program; each instruction stands for itself
 from __future__ import annotations
 
 import argparse
-import codecs
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +27,9 @@ from tqdm import tqdm
 
 from gpt2.checkpoint import load_checkpoint
 from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.device import DeviceSettings, autocast, choose_device
+from gpt2.device import DeviceSettings, choose_device
 from gpt2.files import decode_utf8, read_rows, read_utf8
-from gpt2.generation import PromptTooLong, SamplingSettings, generate_steps
+from gpt2.generation import PromptTooLong, SamplingSettings, stream_text
 from gpt2.model import GPT2
 from instruction.evaluation import answer_prompts
 from instruction.template import Template
@@ -47,26 +46,6 @@ class RespondSettings:
         "takes the next number, and so on", at_least=0, at_most=2**32 - 1
     )  # fmt: skip
     batch_size: int = flag(16, "instructions of a file answered at once", at_least=1)
-
-
-def stream_answer(
-    model: GPT2,
-    encoding: tiktoken.Encoding,
-    prompt: str,
-    sampling: SamplingSettings,
-    seed: int = 0,
-    precision: str = "auto",
-) -> Iterator[str]:
-    """The answer to `prompt`, piece by piece, as soon as each is known. A piece never ends inside a
-    character, even where a token does. Raises PromptTooLong."""
-    tokens = encoding.encode_ordinary(prompt)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    with autocast(model.wte.weight.device, precision):
-        for (token,) in generate_steps(model, [tokens], sampling, encoding.eot_token, [seed]):
-            if token == encoding.eot_token:
-                break
-            yield decoder.decode(encoding.decode_single_token_bytes(token))
-    yield decoder.decode(b"", final=True)
 
 
 def read_instructions(path: Path) -> list[tuple[str, str]]:
@@ -127,8 +106,8 @@ def main() -> None:
         raise UserError(f"{arguments.run}: its checkpoint has no usable template ({error})")
 
     def show(instruction: str, text: str, seed: int) -> None:
-        prompt = template.prompt(instruction, text)
-        for piece in stream_answer(model, encoding, prompt, sampling, seed, on.precision):
+        prompt = encoding.encode_ordinary(template.prompt(instruction, text))
+        for piece in stream_text(model, encoding, prompt, sampling, seed, on.precision):
             print(piece, end="", flush=True)
         print()
 

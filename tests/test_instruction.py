@@ -9,7 +9,7 @@ import torch
 
 from gpt2.batching import IGNORE, collate
 from gpt2.checkpoint import Checkpoint
-from gpt2.generation import SamplingSettings
+from gpt2.generation import SamplingSettings, stream_text
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.model import GPT2, GPT2Config
@@ -19,7 +19,6 @@ from gpt2.tokenizer import get_encoding
 from gpt2.training import train
 from instruction.data import SAMPLE, InstructionDataset
 from instruction.evaluation import answer_prompts
-from instruction.respond import stream_answer
 from instruction.template import Template
 
 ROWS = [
@@ -241,8 +240,8 @@ def test_they_are_streamed_word_for_word_and_no_piece_ends_inside_a_character(le
     model, _ = learnt_by_heart
     settings = SamplingSettings(max_new_tokens=60)
     for instruction, text, output in ROWS:
-        prompt = Template().prompt(instruction, text)
-        pieces = list(stream_answer(model, ENCODING, prompt, settings, precision="float32"))
+        prompt = ENCODING.encode_ordinary(Template().prompt(instruction, text))
+        pieces = list(stream_text(model, ENCODING, prompt, settings, precision="float32"))
         assert "".join(pieces) == output
         assert len([piece for piece in pieces if piece]) > 1
     assert len(ENCODING.encode_ordinary("🎬")) > 1  # several tokens, one piece

@@ -123,6 +123,8 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
                 arguments = arguments[cut + 1 :]
             if script.endswith("train_gpt.py") and "--help" not in arguments:
                 arguments += [*SHORT, 16]
+            if script.endswith("sample.py"):
+                arguments += ["--max-new-tokens", 4]
             if script.endswith("pretrain.py"):
                 arguments += SHORT_CORPUS
             if script.endswith("instruction_finetuning.py"):
