@@ -19,11 +19,12 @@ from gpt2.language_modelling import language_model_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+SHARD = torch.__version__ >= (2, 13)  # older ones shard wrongly on CPUs and are refused
 TASKS = (
     ("classification", "all", False),
-    ("classification", "head", True),
+    ("classification", "head", SHARD),
     ("instruction", "last:1", False),
-    ("instruction", "all", True),
+    ("instruction", "all", SHARD),
 )
 
 
@@ -141,7 +142,7 @@ def test_a_stop_of_one_ends_all_and_any_number_of_processes_goes_on(alone, tmp_p
             if rank() == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        run_task(run, "instruction", shard=True, resume=True, at_micro_batch=(6, die))
+        run_task(run, "instruction", shard=SHARD, resume=True, at_micro_batch=(6, die))
 
     statuses.clear()
     started = time.monotonic()

@@ -110,6 +110,8 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
             if words[0] == "torchrun":
                 starter = torchrun_parser().parse_args(words[1:])
                 script, arguments = starter.training_script, starter.training_script_args
+            if torch.__version__ < (2, 13):  # shards wrongly on CPUs and is refused
+                arguments = [word for word in arguments if word != "--shard"]
             if starter and starter.standalone:  # in processes that know nothing of the tiny gpt2
                 arguments = ["mini" if word == "gpt2" else word for word in arguments]
             if not (SHARED / "tiktoken").is_dir():  # the gpt2 encoding is a download
