@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from classification.data import describe_splits, load_splits
+from classification.data import Splits, describe_splits, load_splits
 from classification.evaluation import classification_metrics
 from classification.sources import DataSettings
 from gpt2.command_line import UserError, flag, parse_flags, run_script
@@ -105,6 +105,26 @@ def _naive_bayes_ratio(X: csr_matrix, is_positive: np.ndarray) -> np.ndarray:
     return np.log(inside / inside.sum()) - np.log(outside / outside.sum())
 
 
+def fit_baseline(
+    splits: Splits, features: str
+) -> tuple[BagOfWords, dict[str, dict[str, float]], float]:
+    """A bag of words fitted to the training rows, its metrics on validation and test, and the
+    seconds of training."""
+    started = time.perf_counter()
+    model = BagOfWords(features).fit(
+        splits.train["text"], splits.train["label"].to_numpy(), len(splits.labels)
+    )
+    seconds = time.perf_counter() - started
+    metrics = {
+        split: classification_metrics(
+            model.predict_log_probabilities(frame["text"]), frame["label"].to_numpy()
+        )
+        for split, frame in splits.items()
+        if split != "train"
+    }
+    return model, metrics, seconds
+
+
 @dataclass
 class BaselineSettings:
     """Baseline"""
@@ -128,17 +148,7 @@ def main() -> None:
     for split, frame in splits.items():
         print(f"{split:<10} {len(frame):>7,} rows")
 
-    started = time.perf_counter()
-    model = BagOfWords(settings.features)
-    model.fit(splits.train["text"], splits.train["label"].to_numpy(), len(splits.labels))
-    seconds = time.perf_counter() - started
-    results = {
-        split: classification_metrics(
-            model.predict_log_probabilities(frame["text"]), frame["label"].to_numpy()
-        )
-        for split, frame in splits.items()
-        if split != "train"
-    }
+    model, results, seconds = fit_baseline(splits, settings.features)
     print(f"\nlogistic regression on {settings.features} features, {seconds:.1f} s of training\n")
     rows = [
         [split, *(percent(m[k]) for k in ("accuracy", "precision", "recall", "f1")),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from gpt2.files import collapse_white_space, remove_line_breaks, unescape_entities
+from gpt2.files import collapse_white_space, replace_br_tags, unescape_entities
 
 _STEPS = {
     "HTML entities": unescape_entities,
-    "<br />": remove_line_breaks,
+    "<br />": replace_br_tags,
     "white space": collapse_white_space,
 }  # together they are gpt2.files.clean_text, which prediction uses
 

@@ -28,6 +28,7 @@ from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.device import DeviceSettings, autocast, choose_device
 from gpt2.files import clean_text
 from gpt2.model import GPT2
+from gpt2.reporting import shorten
 
 _CHUNK = 4096  # texts in memory at once; sorted by length inside a chunk, so little is padded
 
@@ -119,7 +120,7 @@ def main() -> None:
                 print(f"{'-':<{width}}  {'-':>11}  (empty)")
             else:
                 label = max(probabilities, key=probabilities.get)
-                print(f"{label:<{width}}  {probabilities[label]:>11.1%}  {_shorten(text)}")
+                print(f"{label:<{width}}  {probabilities[label]:>11.1%}  {shorten(text, 80)}")
 
 
 def _lines(file: Iterable[str], name: str) -> Iterator[str]:
@@ -129,11 +130,6 @@ def _lines(file: Iterable[str], name: str) -> Iterator[str]:
             yield line.rstrip("\r\n")
     except UnicodeDecodeError:
         raise UserError(f"{name}: not UTF-8 after line {number}; convert it first") from None
-
-
-def _shorten(text: str, limit: int = 80) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 if __name__ == "__main__":

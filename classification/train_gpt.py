@@ -13,17 +13,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from baselines.train_logreg import FEATURES, BagOfWords
+from baselines.train_logreg import FEATURES, fit_baseline
 from classification.data import (
     TRUNCATIONS,
     IMDbDataset,
-    Splits,
     describe_splits,
     load_splits,
     print_summary,
@@ -130,7 +128,7 @@ def main() -> None:
 
     # The baseline of chapter 6 comes first: it takes seconds, and data that it cannot read is a
     # mistake.
-    baseline, baseline_seconds = on_rank_0(lambda: fit_baseline(splits, head.features))
+    baseline, baseline_seconds = on_rank_0(lambda: fit_baseline(splits, head.features)[1:])
     parameters, trainable = count_parameters(model)
     print(
         f"model: {model_name(model_settings)}, {origin}, "
@@ -238,22 +236,6 @@ def main() -> None:
         export(run.folder, Path(run_settings.export))
     predict = f"python {_beside('predict.py')} {shlex.quote(str(run.folder))}"
     print(f'\nnext, ask the model yourself:\n  {predict} "A dull start, but what an ending!"')
-
-
-def fit_baseline(splits: Splits, features: str) -> tuple[dict[str, dict[str, float]], float]:
-    """The bag of words' metrics on validation and test, and its seconds of training."""
-    started = time.perf_counter()
-    model = BagOfWords(features).fit(
-        splits.train["text"], splits.train["label"].to_numpy(), len(splits.labels)
-    )
-    seconds = time.perf_counter() - started
-    return {
-        split: classification_metrics(
-            model.predict_log_probabilities(frame["text"]), frame["label"].to_numpy()
-        )
-        for split, frame in splits.items()
-        if split != "train"
-    }, seconds
 
 
 def _beside(script: str) -> str:

@@ -192,10 +192,10 @@ def build_model(
     else:
         source, head = find_source(settings), make_head(config)
         why_new = _why_new_head(source, head, labels)
-        if source.kind == "layout":
+        if source.kind == "hugging face":
             model = _fill(source.folder, config, head, take_head=not why_new)
         else:
-            model = _go_on(source, config, head, take_head=not why_new)
+            model = _from_checkpoint(source, config, head, take_head=not why_new)
         taken = f"trunk, new head ({why_new})," if why_new else "trunk and head"
         origin = f"{taken} of {source.folder} ({source.task})"
     try:
@@ -215,7 +215,7 @@ def _fill(folder: Path, config: GPT2Config, head: nn.Module, take_head: bool) ->
     return model
 
 
-def _go_on(source: Source, config: GPT2Config, head: nn.Module, take_head: bool) -> GPT2:
+def _from_checkpoint(source: Source, config: GPT2Config, head: nn.Module, take_head: bool) -> GPT2:
     model = GPT2(config, head)
     trained, _ = load_checkpoint(source.folder, source.task)
     weights = trained.state_dict()

@@ -25,7 +25,7 @@ from gpt2.files import (
     collapse_white_space,
     read_rows,
     read_utf8,
-    remove_line_breaks,
+    replace_br_tags,
     unescape_entities,
 )
 
@@ -153,7 +153,7 @@ def clean_document(text: str) -> str:
     'A&B was fine\\n\\tor not'
     """
     lines = []
-    for line in remove_line_breaks(unescape_entities(text)).split("\n"):
+    for line in replace_br_tags(unescape_entities(text)).split("\n"):
         content = collapse_white_space(line)
         indentation = line[: len(line) - len(line.lstrip())] if content else ""
         lines.append(indentation + content)

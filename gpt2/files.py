@@ -40,7 +40,7 @@ def _character(entity: re.Match) -> str:
     return html.unescape(entity[0]) if name[0] == "#" else html5.get(name, entity[0])
 
 
-def remove_line_breaks(text: str) -> str:
+def replace_br_tags(text: str) -> str:
     """`<br />`, with or without its slash, becomes a space."""
     return _LINE_BREAK.sub(" ", text) if "<" in text else text
 
@@ -56,7 +56,7 @@ def clean_text(text: str) -> str:
     >>> clean_text("A&amp;B<br /><br />was  fine ")
     'A&B was fine'
     """
-    return collapse_white_space(remove_line_breaks(unescape_entities(text)))
+    return collapse_white_space(replace_br_tags(unescape_entities(text)))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:

@@ -42,6 +42,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def shorten(text: str, limit: int) -> str:
+    """`text` on one line, and its end left out where it has more than `limit` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def describe_training(training: dict[str, Any]) -> str:
     """One line on the key `training` of results.json."""
     return (

@@ -19,8 +19,8 @@ from gpt2.tokenizer_files import read_tokenizer_files
 
 @dataclass
 class Source:
-    """A folder that `--model` names. `kind` is "checkpoint" (of a run of this project) or "layout"
-    (Hugging Face's). A head can go on only where its kind, pooling and labels stay the same."""
+    """A folder that `--model` names. `kind` is "checkpoint" (of a run of this project) or "hugging
+    face" (the layout). A head can go on only where its task, pooling and labels stay the same."""
 
     folder: Path
     kind: str
@@ -79,7 +79,7 @@ def _read_layout(folder: Path) -> Source:
 
     return Source(
         folder,
-        "layout",
+        "hugging face",
         found.architecture,
         found.config,
         "classification" if classifier else "language model",

@@ -41,7 +41,7 @@ from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.optimization import TrainingConfig
-from gpt2.reporting import describe_training, explain_not_finite
+from gpt2.reporting import describe_training, explain_not_finite, shorten
 from gpt2.run_folder import RunFolder, RunSettings
 from gpt2.training import NotFinite, train
 from instruction.data import (
@@ -174,7 +174,7 @@ def main() -> None:
     def evaluate() -> dict[str, float]:
         fixed = [encoding.encode_ordinary(template.prompt(*prompt)) for prompt in FIXED_PROMPTS]
         for (instruction, text), answer in zip(FIXED_PROMPTS, answers_to(fixed), strict=True):
-            tqdm.write(f"  {instruction} {text}".rstrip() + f"\n    -> {_shorten(answer.text)}")
+            tqdm.write(f"  {instruction} {text}".rstrip() + f"\n    -> {shorten(answer.text, 100)}")
         return loss_on("validation")
 
     model.eval()
@@ -226,11 +226,6 @@ def main() -> None:
     script = os.path.relpath(os.path.join(os.path.dirname(__file__), "respond.py"))
     print("\nnext, ask the model yourself:")
     print(f'  python {script} {shlex.quote(str(run.folder))} "Name three colours."')
-
-
-def _shorten(text: str, limit: int = 100) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 if __name__ == "__main__":
