@@ -90,7 +90,8 @@ def measure(results: dict[str, Any]) -> float:
 
 
 def earlier_points(settings: CurveSettings, file: Path) -> list[dict[str, Any]]:
-    """The points that an earlier command has left in `file` (curve.json), if there was one.
+    """The points that an earlier command has left in `file` (curve.json), if there was one, and
+    whose runs are still there.
 
     Raises UserError if that is a curve of another task or of other data.
     """
@@ -101,7 +102,7 @@ def earlier_points(settings: CurveSettings, file: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{file}: is a curve of {earlier['task']} on {earlier['data']}: give another --out"
         )
-    return earlier["points"]
+    return [p for p in earlier["points"] if (file.parent / p["folder"] / "results.json").is_file()]
 
 
 def curve_table(points: list[dict[str, Any]], task: str) -> str:
@@ -122,6 +123,9 @@ def curve_table(points: list[dict[str, Any]], task: str) -> str:
         line = [f"{rows:,}", f"{test_rows[0]:,}"]
         for name in names:
             values = [p["value"] for p in points if (p["contender"], p["rows"]) == (name, rows)]
+            if not values:
+                line.append(None)
+                continue
             spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
             line.append(f"{np.mean(values):.{digits}f}{spread}")
         table.append(line)
@@ -173,7 +177,7 @@ def main() -> None:
     extra = argv[cut + 1 :]
     (settings,) = parse_flags([CurveSettings], __doc__.splitlines()[0], argv[:cut])
     out = Path(settings.out)
-    points = {(p["rows"], p["seed"], p["contender"]): p
+    points = {(p["rows"], p["seed"] or 0, p["contender"]): p
               for p in earlier_points(settings, out / "curve.json")}  # fmt: skip
     work = [(rows, seed) for rows in settings.rows for seed in settings.seeds]
     for rows, seed in tqdm(work, unit="point", disable=None):
@@ -186,9 +190,9 @@ def main() -> None:
                 folder, command = f"{folder}-{seed}", [*command, *extra]
             results = run_once(command, out / folder)
             point = {"contender": name, "rows": results["data"]["train"],
-                     "test_rows": results["data"]["test"], "seed": seed,
-                     "value": measure(results)}  # fmt: skip
-            points[point["rows"], seed, name] = point
+                     "test_rows": results["data"]["test"], "seed": None if bag else seed,
+                     "value": measure(results), "folder": folder}  # fmt: skip
+            points[point["rows"], point["seed"] or 0, name] = point
             tqdm.write(f"{point['rows']:>7,} rows, {name}, seed {seed}: {point['value']:.4f}")
     curve = [points[key] for key in sorted(points, key=lambda key: key[:2])]
     table = curve_table(curve, settings.task)

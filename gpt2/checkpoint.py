@@ -120,7 +120,9 @@ def load_training(
     check_folder(folder)
     try:
         training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        progress = Progress(**training["progress"])
+        known = {field.name for field in dataclasses.fields(Progress)}
+        counted = training["progress"]  # older code saved more
+        progress = Progress(**{name: counted[name] for name in counted if name in known})
         data_then = training["data"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'training.json'}: cannot be resumed from ({error!r})") from None

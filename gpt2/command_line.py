@@ -16,6 +16,7 @@ import difflib
 import json
 import math
 import os
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -149,10 +150,11 @@ def _settings_to_resume(
             )
     longer = {"epochs", "max_steps", "patience"}
     if (folder / "results.json").is_file() and not changed.keys() & longer:
-        if given.get("export"):
+        asked = given.get("export")
+        if asked and not (asked == saved["export"] and Path(asked).is_dir()):
             raise UserError(
-                f"{folder}: this run is complete; to export it: "
-                f"python -m gpt2.pretrained {folder} {given['export']}"
+                f"{folder}: this run is complete; to export it: python -m gpt2.pretrained "
+                f"{shlex.quote(str(folder))} {shlex.quote(asked)}"
             )
         print(
             f"{folder}: this run is complete; with more --epochs, or another --max-steps or "

@@ -82,6 +82,7 @@ def export(run: Path, folder: Path, dtype: str = "float32") -> None:
     results = next((json.loads(f.read_text("utf-8")) for f in beside if f.is_file()), {})
 
     temporary = Path(f"{os.path.abspath(folder)}.new-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process that had our number
     try:
         temporary.mkdir(parents=True)
         weights = {

@@ -60,7 +60,7 @@ def generate_steps(
         raise ValueError("a prompt needs at least one token")
     if max(lengths) >= context:
         raise PromptTooLong(
-            f"a prompt of {max(lengths)} tokens leaves no room for an answer in the model's "
+            f"a prompt of {max(lengths)} tokens leaves no room for more in the model's "
             f"context of {context}"
         )
     device = model.wte.weight.device

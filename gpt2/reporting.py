@@ -50,12 +50,13 @@ def shorten(text: str, limit: int) -> str:
 
 def describe_training(training: dict[str, Any]) -> str:
     """One line on the key `training` of results.json."""
+    peak = training["peak_memory"]
+    memory = f"{peak / 2**30:.1f} GiB of memory at most; " if peak else ""
     return (
         f"trained {training['steps']} steps in {training['seconds']:.1f} s, "
         f"{training['tokens_per_second']:,.0f} tokens a second, padding not counted; "
         f"{training['useful_token_share']:.1%} of all tokens useful; "
-        f"{training['peak_memory'] / 2**30:.1f} GiB of memory at most; best step "
-        f"{training['best_step']}"
+        f"{memory}best step {training['best_step']}"
     )
 
 

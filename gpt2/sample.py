@@ -67,12 +67,14 @@ def main() -> None:
     # <|endoftext|> stands before every document that the model has read.
     prompt = [encoding.eot_token, *encoding.encode_ordinary(arguments.text)]
     for seed in range(settings.seed, settings.seed + settings.samples):
-        print(arguments.text, end="", flush=True)
+        pieces = stream_text(model, encoding, prompt, settings, seed, on.precision)
         try:
-            for piece in stream_text(model, encoding, prompt, settings, seed, on.precision):
-                print(piece, end="", flush=True)
+            first = next(pieces)
         except PromptTooLong as error:
             raise UserError(str(error)) from None
+        print(arguments.text, first, sep="", end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
         print("\n" if settings.samples > 1 else "")
 
 

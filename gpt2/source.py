@@ -20,7 +20,7 @@ from gpt2.tokenizer_files import read_tokenizer_files
 @dataclass
 class Source:
     """A folder that `--model` names. `kind` is "checkpoint" (of a run of this project) or "hugging
-    face" (the layout). A head can go on only where its task, pooling and labels stay the same."""
+    face" (the layout). A head can go on only where what it is, pooling and labels stay the same."""
 
     folder: Path
     kind: str

@@ -154,7 +154,7 @@ def test_a_prompt_beyond_the_context_does_not_end_the_conversation(tmp_path, scr
     with Terminal(respond(tmp_path, 16), script_environment) as terminal:
         terminal.wait_for("\n> ")
         terminal.type("swim " * 16 + "\n")
-        terminal.wait_for("leaves no room for an answer in the model's context of 16")
+        terminal.wait_for("leaves no room for more in the model's context of 16")
         terminal.wait_for("\n> ")
         terminal.type("Again?\n")
         assert re.fullmatch(r"Again\?\n( fish)+\n", terminal.wait_for("\n> "))

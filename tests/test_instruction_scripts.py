@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import REPOSITORY, refused
 
+from gpt2.batching import sorted_batches
 from instruction.report import side_by_side
 from instruction.tasks import TASKS
 
@@ -91,6 +92,27 @@ def test_answers_by_argument_file_and_pipe(trained, run_script, call_script, tmp
     assert piped.stdout == done.stdout
     other = call_script(RESPOND, run, "Say hello.", "--input", "Hi", *short)
     assert other.returncode == 0, other.stderr
+
+
+def test_every_seed_is_tested_on_the_same_rows_and_within_the_memory(
+    trained, call_script, tmp_path, monkeypatch
+):
+    """The answered rows follow --split-seed; evaluation keeps to --micro-batch-tokens."""
+    limits = set()
+
+    def spy(lengths, batch_size, most_tokens=0):
+        limits.add(most_tokens)
+        return sorted_batches(lengths, batch_size, most_tokens)
+
+    monkeypatch.setattr("gpt2.language_modelling.sorted_batches", spy)
+    done = call_script("instruction/instruction_finetuning.py", *TINY, "--seed", 2,
+                       "--max-steps", 1, "--micro-batch-tokens", 700, "--out", "run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        [answer["instruction"] for answer in json.loads(file.read_text())["answers"]]
+        for file in (trained[0] / "results.json", tmp_path / "run/results.json")
+    )
+    assert first == second and limits == {700}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The curve over the number of training rows runs what is missing, and nothing twice."""
 
 import json
+import shutil
 
 import pytest
 from conftest import refused
@@ -35,6 +36,14 @@ def test_accuracy_by_rows_with_the_spread_over_seeds(tmp_path, call_script):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     points = json.loads((tmp_path / "curve.json").read_text())["points"]
     assert len(points) == 3 + 2 * 2
+    # a bag of words has no seed: again, with another one, it is no second measurement
+    finished(tmp_path / "mini-random-100-3", "classification", 100, 0.5)
+    finished(tmp_path / "mini-pretrained-100-3", "classification", 100, 0.63)
+    done = call_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--seeds", 3)
+    assert done.returncode == 0, done.stderr
+    cells = (tmp_path / "curve.md").read_text().splitlines()[-1].strip("| ").split("|")
+    assert [cell.strip() for cell in cells][2:4] == ["70.0", "70.0"]
+    assert cells[-1].strip() == "61.7 ± 1.5"
 
 
 def test_loss_by_rows_for_instructions(tmp_path, call_script):
@@ -77,9 +86,16 @@ def test_runs_with_unlike_test_rows_are_not_compared(tmp_path, call_script):
     for name in ("random", "pretrained"):
         finished(tmp_path / f"mini-{name}-100-1", "instruction", 100, 3.5)
     file = tmp_path / "mini-random-100-1/results.json"
+    flags = ("--task", "instruction", "--out", tmp_path, "--rows")
+    assert call_script(SCRIPT, *flags, 100).returncode == 0
     file.write_text(file.read_text().replace('"test": 60', '"test": 34'))
-    done = call_script(SCRIPT, "--task", "instruction", "--out", tmp_path, "--rows", 100)
+    done = call_script(SCRIPT, *flags, 100)
     refused(done, "the runs on 100 training rows have 34 and 60 test rows", "--max-test")
+    shutil.rmtree(file.parent)  # as it says; the points of what is gone go too
+    finished(tmp_path / "mini-random-400-1", "instruction", 400, 3.5)
+    finished(tmp_path / "mini-pretrained-400-1", "instruction", 400, 3.5)
+    done = call_script(SCRIPT, *flags, 400)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_that_fails_ends_the_curve_and_spares_what_is_there(tmp_path, run_script):

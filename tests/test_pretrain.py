@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from conftest import refused
 
 from gpt2.batching import IGNORE, collate
 from gpt2.command_line import UserError
@@ -335,6 +336,15 @@ def test_a_split_does_not_depend_on_the_room_for_a_response():
     for (_, whole), (_, part) in zip(long.items(), short.items(), strict=True):
         assert part.rows() == [row for row in whole.rows() if row in set(part.rows())]
         assert set(part.rows()) < set(whole.rows())
+
+
+def test_every_seed_is_measured_on_the_same_documents(call_script, monkeypatch):
+    def read(settings, seed):
+        raise UserError(f"documents of {seed}")
+
+    monkeypatch.setattr("gpt2.pretrain.read_corpus", read)
+    refused(call_script(SCRIPT, "--seed", 7), "documents of 1")
+    refused(call_script(SCRIPT, "--seed", 7, "--split-seed", 3), "documents of 3")
 
 
 def test_no_texts_at_all(tmp_path):

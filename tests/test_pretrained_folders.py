@@ -228,8 +228,11 @@ def encoding_of(folder):
     return choose_config(ModelSettings(model=str(folder)))[1]
 
 
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
-@pytest.mark.parametrize("files", [("vocab.json", "merges.txt"), ("tokenizer.json",)])
+@pytest.mark.parametrize(
+    "files, line_end",
+    [(("vocab.json", "merges.txt"), b"\n"), (("vocab.json", "merges.txt"), b"\r\n"),
+     (("tokenizer.json",), b"\n")],
+)  # fmt: skip
 def test_either_kind_of_tokenizer_file_is_enough(copy, files, line_end):
     changed, _ = copy
     merges = changed / "merges.txt"  # as it is, or as Windows may have written it

@@ -117,7 +117,7 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
             if not (SHARED / "tiktoken").is_dir():  # the gpt2 encoding is a download
                 arguments = ["mini" if word == "gpt2" else word for word in arguments]
             if script.endswith("label_curve.py"):  # of its many runs one, with the flags after `--`
-                cut = arguments.index("--")
+                cut = arguments.index("--") if "--" in arguments else len(arguments)
                 refused(call_script(script, *arguments[:cut], "--rows", -1), "--rows is -1")
                 script = "classification/train_gpt.py"
                 if "instruction" in arguments[:cut]:

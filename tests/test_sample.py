@@ -48,4 +48,6 @@ def test_what_cannot_continue_is_refused(call_script, tmp_path, model, text, par
     head = ClassificationHead(SMALL, 3, "last")
     (tmp_path / "classifier").mkdir()
     save_ours(tmp_path / "classifier/best", SMALL, head, {"labels": LABELS, "max_length": 16})
-    refused(call_script(SCRIPT, model, text), *parts)
+    done = call_script(SCRIPT, model, text)
+    refused(done, *parts)
+    assert not done.stdout

@@ -1,0 +1,28 @@
+"""What some versions of torch compute wrongly on some devices is refused, not computed."""
+
+import pytest
+import torch
+from torch.torch_version import TorchVersion
+
+from gpt2 import distributed
+from gpt2.command_line import UserError
+from gpt2.device import choose_device
+from gpt2.distributed import to_device
+
+
+@pytest.mark.parametrize("version, found", [("2.12.1", "cpu"), ("2.13.0+cpu", "mps")])
+def test_apples_gpus_need_a_torch_whose_attention_is_right_there(version, found, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == found
+    if found == "cpu":
+        with pytest.raises(UserError, match=r"older than 2\.13"):
+            choose_device("mps")
+
+
+def test_sharding_on_cpus_needs_a_torch_that_averages_there(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.0"))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"needs torch 2\.13"):
+        to_device(torch.nn.Linear(2, 2), torch.device("cpu"), shard=True)
