@@ -12,6 +12,7 @@ is stopped goes on where it was when the same command is given again. Another co
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ from gpt2.files import write_json
 from gpt2.reporting import format_table
 
 _ROOT = Path(__file__).resolve().parents[1]
+_OWN_FLAGS = {
+    "--data",
+    "--model",
+    "--init",
+    "--seed",
+    "--max-train",
+    "--max-test",
+    "--out",
+    "--resume",
+}
 
 
 @dataclass
@@ -69,15 +80,24 @@ def contenders(settings: CurveSettings, rows: int, seed: int) -> dict[str, list[
 def run_once(command: list[str], folder: Path) -> dict[str, Any]:
     """results.json of the run in `folder`, after `command` has made it if it was not there.
 
-    Raises UserError if the command fails; it has said why.
+    Raises UserError if the command is stopped, or if other flags have made the run; SystemExit if
+    the command refuses its flags, which it has said itself.
     """
     if not (folder / "results.json").is_file():
         script = str(_ROOT / command[0])
         done = subprocess.run(
             [sys.executable, script, *command[1:], "--out", str(folder)], stdout=subprocess.DEVNULL
         )
+        if done.returncode == 2:
+            sys.exit(2)
         if done.returncode:
             raise UserError(f"{folder}: stopped; the same command goes on with the curve")
+    made_by = json.loads((folder / "config.json").read_text(encoding="utf-8"))["command"][1:-2]
+    if made_by != command[1:]:  # the last two were --out
+        raise UserError(
+            f"{folder}: was made by other flags, {shlex.join(made_by)}; remove it, or give another "
+            "--out"
+        )
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
@@ -175,7 +195,10 @@ def main() -> None:
     argv = sys.argv[1:]
     cut = argv.index("--") if "--" in argv else len(argv)
     extra = argv[cut + 1 :]
-    (settings,) = parse_flags([CurveSettings], __doc__.splitlines()[0], argv[:cut])
+    about = f"{__doc__.splitlines()[0]} Flags after -- go to the GPT-2 runs."
+    (settings,) = parse_flags([CurveSettings], about, argv[:cut])
+    for own in _OWN_FLAGS & {word.split("=")[0] for word in extra}:
+        raise UserError(f"-- {own}: the curve sets this flag itself; give it before the --")
     out = Path(settings.out)
     points = {(p["rows"], p["seed"] or 0, p["contender"]): p
               for p in earlier_points(settings, out / "curve.json")}  # fmt: skip

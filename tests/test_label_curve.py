@@ -1,19 +1,31 @@
 """The curve over the number of training rows runs what is missing, and nothing twice."""
 
 import json
+import re
 import shutil
 
 import pytest
 from conftest import refused
 
+from baselines.label_curve import CurveSettings, contenders
+
 SCRIPT = "baselines/label_curve.py"
 
 
-def finished(folder, task, rows, value):
+def finished(folder, task, rows, value, max_test=0):
+    """A run as the script would have made it: of its folder's name, with these results."""
+    bag, init, asked, seed = re.fullmatch(
+        r"(?:bag-of-words-(\w+)|mini-(\w+))-(all|\d+)(?:-(\d+))?", folder.name
+    ).groups()
+    settings = CurveSettings(task=task, max_test=max_test)
+    commands = contenders(settings, 0 if asked == "all" else rows, int(seed or 1))
+    command = commands[f"bag of words ({bag})" if bag else f"mini, {init}"]
     metrics = {"test": {"accuracy": value, "loss": value}}
     folder.mkdir(parents=True)
     results = {"task": task, "data": {"train": rows, "test": 60}, "after": metrics}
     (folder / "results.json").write_text(json.dumps(results))
+    config = {"command": [*command, "--out", str(folder)]}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_accuracy_by_rows_with_the_spread_over_seeds(tmp_path, call_script):
@@ -21,10 +33,10 @@ def test_accuracy_by_rows_with_the_spread_over_seeds(tmp_path, call_script):
     deviation of a sample: 60 and 62 give 1.4."""
     for name, values in {"random": (0.5, 0.5), "pretrained": (0.6, 0.62)}.items():
         for seed, value in enumerate(values, start=1):
-            finished(tmp_path / f"mini-{name}-100-{seed}", "classification", 100, value)
+            finished(tmp_path / f"mini-{name}-100-{seed}", "classification", 100, value, 60)
     for features in ("count", "tfidf"):
         folder = tmp_path / f"bag-of-words-{features}-100"
-        finished(folder, "classification", 100, 0.7)
+        finished(folder, "classification", 100, 0.7, 60)
     done = call_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--seeds", 1, 2, "--max-test", 60)
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "bag-of-words-nb-100/results.json").read_text())
@@ -37,9 +49,9 @@ def test_accuracy_by_rows_with_the_spread_over_seeds(tmp_path, call_script):
     points = json.loads((tmp_path / "curve.json").read_text())["points"]
     assert len(points) == 3 + 2 * 2
     # a bag of words has no seed: again, with another one, it is no second measurement
-    finished(tmp_path / "mini-random-100-3", "classification", 100, 0.5)
-    finished(tmp_path / "mini-pretrained-100-3", "classification", 100, 0.63)
-    done = call_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--seeds", 3)
+    finished(tmp_path / "mini-random-100-3", "classification", 100, 0.5, 60)
+    finished(tmp_path / "mini-pretrained-100-3", "classification", 100, 0.63, 60)
+    done = call_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--seeds", 3, "--max-test", 60)
     assert done.returncode == 0, done.stderr
     cells = (tmp_path / "curve.md").read_text().splitlines()[-1].strip("| ").split("|")
     assert [cell.strip() for cell in cells][2:4] == ["70.0", "70.0"]
@@ -104,11 +116,24 @@ def test_a_run_that_fails_ends_the_curve_and_spares_what_is_there(tmp_path, run_
         finished(tmp_path / f"bag-of-words-{features}-100", "classification", 100, 0.7)
     done = run_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--", "--pooling", "most")
     assert done.returncode == 2
-    why, where = [line for line in done.stderr.splitlines() if ".py: " in line]
-    assert "invalid choice: 'most'" in why and "mini-random-100-1: stopped" in where
+    (why,) = [line for line in done.stderr.splitlines() if ".py: " in line]
+    assert why.startswith("train_gpt.py: ") and "invalid choice: 'most'" in why
     assert (tmp_path / "bag-of-words-nb-100/results.json").exists()
 
 
-@pytest.mark.parametrize("flags", [["--rows", "-1"], ["--task", "guess"]])
-def test_flags_that_make_no_curve_are_refused(flags, call_script):
-    refused(call_script(SCRIPT, *flags), flags[0])
+def test_a_run_of_other_flags_is_not_taken_for_one_of_these(tmp_path, call_script):
+    for name in ("random", "pretrained"):
+        finished(tmp_path / f"mini-{name}-100-1", "instruction", 100, 3.5)
+    flags = ("--task", "instruction", "--out", tmp_path, "--rows", 100)
+    assert call_script(SCRIPT, *flags).returncode == 0
+    done = call_script(SCRIPT, *flags, "--", "--learning-rate", 1)
+    refused(done, "mini-random-100-1", "was made by other flags", "--max-train 100")
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [(["--rows", "-1"], "--rows"), (["--task", "guess"], "--task"),
+     (["--", "--out", "x"], "-- --out"), (["--", "--seed=2"], "-- --seed")],
+)  # fmt: skip
+def test_flags_that_make_no_curve_are_refused(flags, named, call_script):
+    refused(call_script(SCRIPT, *flags), named)
