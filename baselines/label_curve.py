@@ -28,16 +28,7 @@ from gpt2.files import write_json
 from gpt2.reporting import format_table
 
 _ROOT = Path(__file__).resolve().parents[1]
-_OWN_FLAGS = {
-    "--data",
-    "--model",
-    "--init",
-    "--seed",
-    "--max-train",
-    "--max-test",
-    "--out",
-    "--resume",
-}
+_OWN_FLAGS = set("--data --model --init --seed --max-train --max-test --out --resume".split())
 
 
 @dataclass
@@ -53,7 +44,7 @@ class CurveSettings:
     rows: tuple[int, ...] = flag(
         (100, 400, 1600, 6400, 0), "training rows of each point, 0 for all", at_least=0
     )
-    max_test: int = flag(0, "test rows of each run that is missing; 0 takes all", at_least=0)
+    max_test: int = flag(0, "test rows of each run; 0 takes all", at_least=0)
     seeds: tuple[int, ...] = flag((1,), "seeds; several give mean and standard deviation")
     out: str = flag("runs/label-curve", "folder for the runs, curve.json, curve.md and curve.png")
 
@@ -107,6 +98,11 @@ def measure(results: dict[str, Any]) -> float:
         return results["after"]["test"]["loss"]
     measured = results["after"] if "after" in results else results["baseline"]
     return 100 * measured["test"]["accuracy"]
+
+
+def key(point: dict[str, Any]) -> tuple[int, int, str]:
+    """What a point is the measurement of; a bag of words has no seed."""
+    return point["rows"], point["seed"] or 0, point["contender"]
 
 
 def earlier_points(settings: CurveSettings, file: Path) -> list[dict[str, Any]]:
@@ -200,8 +196,7 @@ def main() -> None:
     for own in _OWN_FLAGS & {word.split("=")[0] for word in extra}:
         raise UserError(f"-- {own}: the curve sets this flag itself; give it before the --")
     out = Path(settings.out)
-    points = {(p["rows"], p["seed"] or 0, p["contender"]): p
-              for p in earlier_points(settings, out / "curve.json")}  # fmt: skip
+    points = {key(point): point for point in earlier_points(settings, out / "curve.json")}
     work = [(rows, seed) for rows in settings.rows for seed in settings.seeds]
     for rows, seed in tqdm(work, unit="point", disable=None):
         for name, command in contenders(settings, rows, seed).items():
@@ -215,9 +210,9 @@ def main() -> None:
             point = {"contender": name, "rows": results["data"]["train"],
                      "test_rows": results["data"]["test"], "seed": None if bag else seed,
                      "value": measure(results), "folder": folder}  # fmt: skip
-            points[point["rows"], point["seed"] or 0, name] = point
+            points[key(point)] = point
             tqdm.write(f"{point['rows']:>7,} rows, {name}, seed {seed}: {point['value']:.4f}")
-    curve = [points[key] for key in sorted(points, key=lambda key: key[:2])]
+    curve = sorted(points.values(), key=lambda point: key(point)[:2])
     table = curve_table(curve, settings.task)
     write_json(out / "curve.json", {"task": settings.task, "data": settings.data, "points": curve})
     (out / "curve.md").write_text(table + "\n", encoding="utf-8")

@@ -167,16 +167,17 @@ def _settings_to_resume(
 
 def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:
     shown = "" if field.default in (None, "", ()) else f" [{_plain(field.default)}]"
-    shown += " (*)" if field.metadata["may_change"] else ""
+    may_change = field.metadata["may_change"]
+    mark = " (*)" if may_change else ""
     options: dict[str, Any] = {
         "dest": field.name,
         "default": argparse.SUPPRESS,  # so that what is given can be told from defaults
-        "help": (field.metadata["help"] + shown).replace("%", "%%"),
+        "help": (field.metadata["help"] + shown + mark).replace("%", "%%"),
     }
     if annotation is bool:
-        may_change = field.metadata["may_change"]  # to False as well, in a resumed run
+        # What may change becomes False as well, in a resumed run.
         options["action"] = argparse.BooleanOptionalAction if may_change else "store_true"
-        options["help"] = field.metadata["help"] + (" (*)" if may_change else "")
+        options["help"] = field.metadata["help"] + mark
     else:
         optional = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
         options["type"] = optional[0] if optional else annotation

@@ -45,9 +45,7 @@ class SampleSettings(SamplingSettings):
 def main() -> None:
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("model", metavar="MODEL", help="a name or a folder, as for --model")
-        parser.add_argument(
-            "text", metavar="TEXT", nargs="?", default="", help="what to continue"
-        )  # fmt: skip
+        parser.add_argument("text", metavar="TEXT", nargs="?", default="", help="what to continue")
 
     settings, on, arguments = parse_flags(
         [SampleSettings, DeviceSettings],

@@ -162,8 +162,7 @@ def train(
         return save_seconds and all_reduce_max(time.monotonic() - saved_at >= save_seconds)
 
     def finished() -> bool:
-        out_of_patience = config.patience and progress.evaluations_since_best >= config.patience
-        return progress.step >= steps or bool(out_of_patience)
+        return progress.step >= steps or 0 < config.patience <= progress.evaluations_since_best
 
     model.train()
     try:

@@ -110,11 +110,11 @@ def test_resumed_moments_do_not_live_in_the_file(saved, tmp_path):
     model = tiny_model(seed=1)
     optimizer = optimizer_of(model)
     load_training(folder, model, optimizer, "rows")
-    before = {p: state["exp_avg_sq"].clone() for p, state in optimizer.state.items()}
     with open(folder / "optimizer.safetensors", "r+b") as file:
         file.seek(-4000, 2)
         file.write(bytes(4000))
-    assert all(torch.equal(optimizer.state[p]["exp_avg_sq"], before[p]) for p in before)
+    # After one step with gradients of 1 none is 0.
+    assert all(state["exp_avg_sq"].min() > 0 for state in optimizer.state.values())
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "vocabulary.tiktoken", "config.json"])
