@@ -17,7 +17,8 @@ from gpt2.distributed import gather, share
 from gpt2.heads import LanguageModelHead
 from gpt2.stopping import stop_if_asked
 
-_CHUNK = 512  # targets whose logits are in memory at once
+_TARGETS_AT_ONCE = 1024  # whose logits are in memory
+_ROWS_AT_ONCE = 64  # of these logits, taken through softmax while they are in the cache
 
 
 def language_model_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -39,9 +40,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     hidden (N, C), weight (V, C), targets (N,) int64  ->  () float32, or float64 from float64
 
     The gradient is computed together with the loss, chunk by chunk while the chunk's logits are at
-    hand: softmax minus one at the target. That is faster, too, than autograd on all logits. The
-    idea is that of Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training",
-    section 3.2.
+    hand, and takes their place: softmax minus one at the target. That is faster, too, than autograd
+    on all logits. The idea is that of Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for
+    LLM Training", section 3.2.
     """
 
     @staticmethod
@@ -52,31 +53,38 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=exact, device=hidden.device)
         learns_hidden, learns_weight, _ = ctx.needs_input_grad
         hidden_gradient = torch.empty_like(hidden) if learns_hidden else None
-        weight_gradient = torch.zeros_like(weight) if learns_weight else None
+        weight_gradient = None  # the first chunk makes it
         with torch.autocast(device, enabled=False):
             cast_weight = weight.to(dtype)  # None leaves it as it is
-            for first in range(0, len(hidden), _CHUNK):
-                chunk = slice(first, first + _CHUNK)
+            for first in range(0, len(hidden), _TARGETS_AT_ONCE):
+                chunk = slice(first, first + _TARGETS_AT_ONCE)
                 cast_hidden = hidden[chunk].to(dtype)  # (n, C)
-                target = targets[chunk].unsqueeze(1)  # (n, 1)
                 logits = cast_hidden @ cast_weight.T  # (n, V)
-                log_probabilities = F.log_softmax(logits, dim=1, dtype=exact)  # (n, V)
-                total -= log_probabilities.gather(1, target).sum()
-                if not (learns_hidden or learns_weight):
-                    continue
-                gradient = log_probabilities.exp_()  # (n, V)
-                gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1))
-                gradient = gradient.to(cast_weight.dtype)
+                for rows, row_targets in zip(
+                    logits.split(_ROWS_AT_ONCE), targets[chunk].split(_ROWS_AT_ONCE), strict=True
+                ):
+                    target = row_targets.unsqueeze(1)
+                    log_probabilities = F.log_softmax(rows, dim=1, dtype=exact)
+                    total -= log_probabilities.gather(1, target).sum()
+                    if learns_hidden or learns_weight:
+                        gradient = log_probabilities.exp_()
+                        gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1))
+                        rows.copy_(gradient)  # in place of the logits, which have done their part
+                gradient = logits
                 if learns_hidden:
                     hidden_gradient[chunk] = gradient @ cast_weight
                 if learns_weight:
-                    weight_gradient += gradient.T @ cast_hidden
+                    addition = (gradient.T @ cast_hidden).to(weight.dtype)  # (V, C)
+                    weight_gradient = addition if first == 0 else weight_gradient.add_(addition)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return total
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
+        # Saves a pass over the vocabulary's gradient. A GPU would have to be waited for.
+        if loss_gradient.is_cpu and loss_gradient == 1:
+            return hidden_gradient, weight_gradient, None
         return (
             hidden_gradient * loss_gradient if hidden_gradient is not None else None,
             weight_gradient * loss_gradient if weight_gradient is not None else None,

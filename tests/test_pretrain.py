@@ -71,7 +71,8 @@ def test_the_special_token_in_a_text_stays_text():
 # ---- loss
 
 
-def test_the_loss_is_that_of_all_logits_at_once(monkeypatch):
+@pytest.mark.parametrize("scale", [1, 0.25])
+def test_the_loss_is_that_of_all_logits_at_once(monkeypatch, scale):
     """Chunks, which end inside rows here, change neither the loss nor its gradient."""
     rows = TokenRows(["A fine film, I think.", "Dull", "No, no."], MINI, 5)
     batch = collate(list(rows))
@@ -80,12 +81,13 @@ def test_the_loss_is_that_of_all_logits_at_once(monkeypatch):
     expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
     )
-    expected.backward()
+    (scale * expected).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    monkeypatch.setattr("gpt2.language_modelling._CHUNK", 3)
+    monkeypatch.setattr("gpt2.language_modelling._TARGETS_AT_ONCE", 3)
+    monkeypatch.setattr("gpt2.language_modelling._ROWS_AT_ONCE", 2)
     loss, count = language_model_loss(model, batch)
-    loss.backward()
+    (scale * loss).backward()
     assert count == rows.targets
     torch.testing.assert_close(loss, expected)
     for name, parameter in model.named_parameters():
