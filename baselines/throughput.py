@@ -3,6 +3,7 @@
     python baselines/throughput.py
     python baselines/throughput.py --data ../shared/imdb --tasks training prediction
     python baselines/throughput.py --model mini --rows 16 --max-length 64 --rounds 1
+    python baselines/throughput.py --tasks savings instruction-savings
 
 A GPT-2 with random weights is written down twice, as this project keeps models and as transformers
 does. Then the contenders of each task take turns, each in a process of its own, so that whatever
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from baselines import contenders
+from baselines import contenders, savings
 from baselines.measuring import Measured, in_own_process, matrix_rates, run_contender
 from baselines.workload import Job, ThroughputSettings, prepare, tokens_to_run, useful_work
 from gpt2.building import check_max_length
@@ -78,6 +79,26 @@ _TRAIN_HERE = Contender(
     contenders.train_here,
 )  # fmt: skip
 
+
+_SAVINGS = [
+    _TRAIN_HERE,
+    Contender(
+        "without bfloat16", "all in float32", savings.train_without, {"precision": "float32"}
+    ),
+    Contender(
+        "without sorting", "batches of whatever lengths come together", savings.train_without,
+        {"context": savings.in_random_order},
+    ),
+    Contender(
+        "without blocks", "torch's own kernel for attention", savings.train_without,
+        {"context": savings.torchs_attention},
+    ),
+    Contender(
+        "without fusing", "AdamW in a loop over tensors, torch's default on a CPU",
+        savings.train_without, {"context": savings.adamw_in_a_loop},
+    ),
+]  # fmt: skip
+
 TASKS = {
     "training": Task("training a classifier", "classification", [_TRAIN_HERE, *_TRAINERS]),
     "prediction": Task(
@@ -127,6 +148,18 @@ TASKS = {
             Contender(
                 "generate, tuned", "{faster}prompts of similar length together, SDPA",
                 contenders.generate_with_transformers, {"tuned": True}, needs=("transformers",),
+            ),
+        ],
+    ),
+    "savings": Task("training a classifier without one of the savings", "classification", _SAVINGS),
+    "instruction-savings": Task(
+        "training on instructions without one of the savings",
+        "instruction",
+        [
+            *_SAVINGS,
+            Contender(
+                "without choosing", "logits of all tokens, pads and prompts too, at once",
+                savings.train_without, {"context": savings.all_logits_at_once},
             ),
         ],
     ),

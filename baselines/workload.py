@@ -27,13 +27,14 @@ from instruction.data import load_splits as load_instructions
 from instruction.template import Template
 
 TASK_NAMES = ("training", "prediction", "instruction", "generation")
+MORE_TASKS = ("savings", "instruction-savings")
 
 
 @dataclass
 class ThroughputSettings:
     """Throughput"""
 
-    tasks: tuple[str, ...] = flag(TASK_NAMES, "what to compare", choices=TASK_NAMES)
+    tasks: tuple[str, ...] = flag(TASK_NAMES, "what to compare", choices=(*TASK_NAMES, *MORE_TASKS))
     data: str = flag("sample", "reviews, as --data of classification/train_gpt.py")
     instructions: str = flag(
         "sample", "instructions, as --data of instruction/instruction_finetuning.py"
@@ -158,7 +159,7 @@ def useful_work(task: str, config: GPT2Config, work: Work, new_tokens: int) -> f
         model = GPT2(config, LanguageModelHead(config))
     weights = count_parameters(model)[0] - model.wte.weight.numel() - model.wpe.weight.numel()
     lengths, predicted = work.tokens, 0
-    if task == "instruction":
+    if task in ("instruction", "instruction-savings"):
         predicted = sum(work.responses)
     if task == "generation":
         lengths = [prompt + new_tokens - 1 for prompt in work.prompts]
@@ -169,4 +170,4 @@ def useful_work(task: str, config: GPT2Config, work: Work, new_tokens: int) -> f
         + 4 * config.n_embd * config.n_layer * pairs
         + 2 * config.n_embd * config.vocab_size * predicted
     )
-    return forward * (3 if task in ("training", "instruction") else 1)
+    return forward * (1 if task in ("prediction", "generation") else 3)

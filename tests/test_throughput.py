@@ -9,7 +9,7 @@ from conftest import refused
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines import measuring, throughput
+from baselines import measuring, savings, throughput
 from baselines.measuring import Measured
 from baselines.throughput import OURS, TASKS, Contender, compare, ratios
 from baselines.workload import Job, ThroughputSettings, Work, prepare, tokens_to_run, useful_work
@@ -55,7 +55,9 @@ def test_every_contender_sees_the_same_rows_and_tokens(prepared, name, contender
     assert (measured.rows, measured.real_tokens) == (10, tokens_to_run(name, work, 3))
     assert measured.all_tokens >= measured.real_tokens
     assert 0 < measured.seconds < 60
-    if contender.name == OURS and name in ("training", "instruction"):
+    if name in ("savings", "instruction-savings") or (
+        contender.name == OURS and name == "training"
+    ):
         assert list(measured.shares) == ["data", "forward", "backward", "update"]
         assert sum(measured.shares.values()) == pytest.approx(1, abs=0.01)
         assert not (job.folder / "log" / "last").exists()  # nothing saved while others wait
@@ -68,6 +70,29 @@ def test_nothing_is_left_in_place_of_torchs_own(prepared):
     throughput.contenders.train_here(job)
     assert torch.Tensor.backward is before
     assert not _global_optimizer_post_hooks
+
+
+def broken(*_, **__):
+    raise AssertionError("it is not left out")
+
+
+@pytest.mark.parametrize(
+    "context, place",
+    [
+        (savings.in_random_order, "gpt2.training.shuffled_batches"),
+        (savings.all_logits_at_once, "gpt2.language_modelling.ChunkedCrossEntropy.apply"),
+        (savings.torchs_attention, "gpt2.model._attention_in_blocks"),
+        (savings.adamw_in_a_loop, "torch._fused_adamw_"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_saving_is_left_out_and_only_then(prepared, monkeypatch, context, place):
+    job, _ = prepared["instruction"]
+    job = dataclasses.replace(job, on=DeviceSettings("cpu", "bfloat16"))
+    monkeypatch.setattr(place, broken)
+    savings.train_without(job, context)
+    with pytest.raises(AssertionError, match="not left out"):
+        savings.train_without(job)
 
 
 def test_useful_work_is_what_torch_counts():
