@@ -65,6 +65,19 @@ def adamw_in_a_loop() -> AbstractContextManager:
     return mock.patch("torch.optim.AdamW", adamw)
 
 
+def compiled_blocks() -> AbstractContextManager:
+    """torch.compile of the blocks."""
+    original = contenders.load_checkpoint
+
+    def load(*arguments: object) -> object:
+        model, checkpoint = original(*arguments)
+        for block in model.h:
+            block.compile(dynamic=True)
+        return model, checkpoint
+
+    return mock.patch.object(contenders, "load_checkpoint", load)
+
+
 def train_without(
     job: Job,
     context: Callable[[], AbstractContextManager] = contextlib.nullcontext,

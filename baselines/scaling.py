@@ -85,7 +85,7 @@ def plot(
     import matplotlib  # here, because it takes a second that `--help` need not wait for
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     labels = {"max_length": "tokens of a row", "batch_size": "rows", "model": "parameters"}
     figure, axes = pyplot.subplots(2, 3, figsize=(9.6, 5.6), sharex="col", sharey="row")
@@ -104,9 +104,12 @@ def plot(
             axis.grid(alpha=0.3, which="both")
             axis.set_xticks(places, ticks)
             axis.set_xticks([], minor=True)
+        if field == "model":
+            below.tick_params(axis="x", labelrotation=25)
     axes[0, 0].set_ylabel("seconds a step")
     axes[1, 0].set_ylabel("peak memory (GiB)")
     for axis in axes[:, 0]:
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
     figure.tight_layout()

@@ -97,6 +97,10 @@ _SAVINGS = [
         "without fusing", "AdamW in a loop over tensors, torch's default on a CPU",
         savings.train_without, {"context": savings.adamw_in_a_loop},
     ),
+    Contender(
+        "with compiling", "torch.compile of the blocks", savings.train_without,
+        {"context": savings.compiled_blocks},
+    ),
 ]  # fmt: skip
 
 TASKS = {

@@ -26,7 +26,7 @@ UNCOMPILED = [
     (name, contender)
     for name, task in TASKS.items()
     for contender in task.contenders
-    if "compiled" not in contender.options
+    if "compiled" not in contender.options and contender.name != "with compiling"
 ]
 
 
