@@ -140,7 +140,7 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
                 arguments += shlex.split("--model mini --max-length 8 --batch-size 2 --steps 2")
             if script.endswith("throughput.py"):
                 arguments += shlex.split("--rows 4 --rounds 1 --new-tokens 2 --tasks generation")
-                arguments += ["--max-length", 16]
+                arguments += ["--max-length", 128]
                 arguments += [] if (SHARED / "tiktoken").is_dir() else ["--model", "mini"]
             if starter and starter.standalone:
                 done = run_torchrun(2, script, *arguments, cwd=stand_ins)
