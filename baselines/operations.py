@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 
 from gpt2.building import check_max_length
-from gpt2.command_line import flag, parse_flags, run_script
+from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.device import DeviceSettings, arithmetic, choose_device
 from gpt2.memory import measure
 from gpt2.model import SIZES
@@ -62,6 +63,8 @@ def group_of(operation: str) -> str:
 def profiled(steps: int, **what: Any) -> dict[str, tuple[float, float]]:
     """Seconds of one step and the FLOPs that torch counts in it, by group of operations."""
     device = choose_device(what["device"])
+    if device.type == "mps":
+        raise UserError("torch's profiler does not see what an mps device does; use --device cpu")
     activities = [ProfilerActivity.CPU]
     activities += [ProfilerActivity.CUDA] if device.type == "cuda" else []
     profiler = profile(activities=activities, with_flops=True)
@@ -82,6 +85,8 @@ def profiled(steps: int, **what: Any) -> dict[str, tuple[float, float]]:
         hook.remove()
     found: dict[str, tuple[float, float]] = {}
     for event in profiler.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a GPU's kernel, whose time the operation that started it has too
         own = event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total
         seconds, flops = found.get(group_of(event.key), (0.0, 0.0))
         found[group_of(event.key)] = (

@@ -79,26 +79,25 @@ _TRAIN_HERE = Contender(
     contenders.train_here,
 )  # fmt: skip
 
-
 _SAVINGS = [
     _TRAIN_HERE,
     Contender(
-        "without bfloat16", "all in float32", savings.train_without, {"precision": "float32"}
+        "without bfloat16", "all in float32", savings.train_in, {"precision": "float32"}
     ),
     Contender(
-        "without sorting", "batches of whatever lengths come together", savings.train_without,
+        "without sorting", "batches of whatever lengths come together", savings.train_in,
         {"context": savings.in_random_order},
     ),
     Contender(
-        "without blocks", "torch's own kernel for attention", savings.train_without,
+        "without blocks", "torch's own kernel for attention", savings.train_in,
         {"context": savings.torchs_attention},
     ),
     Contender(
         "without fusing", "AdamW in a loop over tensors, torch's default on a CPU",
-        savings.train_without, {"context": savings.adamw_in_a_loop},
+        savings.train_in, {"context": savings.adamw_in_a_loop},
     ),
     Contender(
-        "with compiling", "torch.compile of the blocks", savings.train_without,
+        "with compiling", "torch.compile of the blocks", savings.train_in,
         {"context": savings.compiled_blocks},
     ),
 ]  # fmt: skip
@@ -163,7 +162,7 @@ TASKS = {
             *_SAVINGS,
             Contender(
                 "without choosing", "logits of all tokens, pads and prompts too, at once",
-                savings.train_without, {"context": savings.all_logits_at_once},
+                savings.train_in, {"context": savings.all_logits_at_once},
             ),
         ],
     ),

@@ -158,9 +158,7 @@ def useful_work(task: str, config: GPT2Config, work: Work, new_tokens: int) -> f
     with torch.device("meta"):
         model = GPT2(config, LanguageModelHead(config))
     weights = count_parameters(model)[0] - model.wte.weight.numel() - model.wpe.weight.numel()
-    lengths, predicted = work.tokens, 0
-    if task in ("instruction", "instruction-savings"):
-        predicted = sum(work.responses)
+    lengths, predicted = work.tokens, sum(work.responses)  # no responses in classification
     if task == "generation":
         lengths = [prompt + new_tokens - 1 for prompt in work.prompts]
         predicted = new_tokens * len(lengths)

@@ -63,14 +63,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 for rows, row_targets in zip(
                     logits.split(_ROWS_AT_ONCE), targets[chunk].split(_ROWS_AT_ONCE), strict=True
                 ):
-                    target = row_targets.unsqueeze(1)
-                    log_probabilities = F.log_softmax(rows, dim=1, dtype=exact)
+                    target = row_targets.unsqueeze(1)  # (rows, 1)
+                    log_probabilities = F.log_softmax(rows, dim=1, dtype=exact)  # (rows, V)
                     total -= log_probabilities.gather(1, target).sum()
                     if learns_hidden or learns_weight:
-                        gradient = log_probabilities.exp_()
-                        gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1))
-                        rows.copy_(gradient)  # in place of the logits, which have done their part
-                gradient = logits
+                        of_rows = log_probabilities.exp_()
+                        of_rows.scatter_add_(1, target, of_rows.new_full(target.shape, -1))
+                        rows.copy_(of_rows)
+                gradient = logits  # (n, V), which has taken their place
                 if learns_hidden:
                     hidden_gradient[chunk] = gradient @ cast_weight
                 if learns_weight:
@@ -82,7 +82,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        # Saves a pass over the vocabulary's gradient. A GPU would have to be waited for.
+        # Saves a pass over the vocabulary's gradient. To ask a GPU would be to wait for it.
         if loss_gradient.is_cpu and loss_gradient == 1:
             return hidden_gradient, weight_gradient, None
         return (

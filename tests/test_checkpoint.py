@@ -16,13 +16,7 @@ import torch
 from test_resume import datasets, in_child, run_task
 from test_training import tiny_model
 
-from gpt2.checkpoint import (
-    Checkpoint,
-    Progress,
-    load_checkpoint,
-    load_training,
-    save_checkpoint,
-)
+from gpt2.checkpoint import Checkpoint, Progress, load_checkpoint, load_training, save_checkpoint
 from gpt2.command_line import UserError
 from gpt2.durable import MANIFEST, check_folder, whole_folder
 from gpt2.optimization import TrainingConfig, parameter_groups

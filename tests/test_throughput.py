@@ -55,9 +55,7 @@ def test_every_contender_sees_the_same_rows_and_tokens(prepared, name, contender
     assert (measured.rows, measured.real_tokens) == (10, tokens_to_run(name, work, 3))
     assert measured.all_tokens >= measured.real_tokens
     assert 0 < measured.seconds < 60
-    if name in ("savings", "instruction-savings") or (
-        contender.name == OURS and name == "training"
-    ):
+    if contender.run in (throughput.contenders.train_here, savings.train_in):
         assert list(measured.shares) == ["data", "forward", "backward", "update"]
         assert sum(measured.shares.values()) == pytest.approx(1, abs=0.01)
         assert not (job.folder / "log" / "last").exists()  # nothing saved while others wait
@@ -90,9 +88,16 @@ def test_a_saving_is_left_out_and_only_then(prepared, monkeypatch, context, plac
     job, _ = prepared["instruction"]
     job = dataclasses.replace(job, on=DeviceSettings("cpu", "bfloat16"))
     monkeypatch.setattr(place, broken)
-    savings.train_without(job, context)
+    savings.train_in(job, context)
     with pytest.raises(AssertionError, match="not left out"):
-        savings.train_without(job)
+        savings.train_in(job)
+
+
+def test_compiling_is_of_every_block(prepared, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append(how))
+    savings.train_in(prepared["classification"][0], savings.compiled_blocks)
+    assert compiled == [{"dynamic": True}] * TINY.n_layer
 
 
 def test_useful_work_is_what_torch_counts():
