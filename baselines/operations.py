@@ -9,6 +9,7 @@ between the rate that `throughput.py` measures of the machine and the rate that 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,7 @@ def profiled(steps: int, **what: Any) -> dict[str, tuple[float, float]]:
     activities = [ProfilerActivity.CPU]
     activities += [ProfilerActivity.CUDA] if device.type == "cuda" else []
     profiler = profile(activities=activities, with_flops=True)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or it says on the terminal that it runs
     updates = 0
 
     def after_update(*_: Any) -> None:
