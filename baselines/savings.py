@@ -21,6 +21,7 @@ from baselines import contenders
 from baselines.measuring import Measured
 from baselines.workload import Job
 from gpt2.batching import IGNORE, Batch
+from gpt2.model import GPT2, KeyValueCache
 
 
 def in_random_order() -> AbstractContextManager:
@@ -53,6 +54,22 @@ def torchs_attention() -> AbstractContextManager:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
     return mock.patch("gpt2.model.causal_attention", attention)
+
+
+def whole_last_block() -> AbstractContextManager:
+    """The last block for every token, also where nothing reads what comes out of it."""
+    original = GPT2.hidden_states
+
+    def hidden_states(
+        model: GPT2,
+        tokens: Tensor,
+        cache: KeyValueCache | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        hidden = original(model, tokens, cache)  # (B, T, C)
+        return hidden if at is None else hidden[at]
+
+    return mock.patch.object(GPT2, "hidden_states", hidden_states)
 
 
 def adamw_in_a_loop() -> AbstractContextManager:

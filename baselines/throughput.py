@@ -93,6 +93,10 @@ _SAVINGS = [
         {"context": savings.torchs_attention},
     ),
     Contender(
+        "without skipping", "the last block for every token, read or not", savings.train_in,
+        {"context": savings.whole_last_block},
+    ),
+    Contender(
         "without fusing", "AdamW in a loop over tensors, torch's default on a CPU",
         savings.train_in, {"context": savings.adamw_in_a_loop},
     ),

@@ -153,7 +153,8 @@ def useful_work(task: str, config: GPT2Config, work: Work, new_tokens: int) -> f
     2 C V for each token that is predicted. With the way back it is three times that.
 
     Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1; there, attention
-    counts as if each token saw all others.
+    counts as if each token saw all others. The last block counts in full, as for all contenders,
+    though this project leaves out what nothing reads of it.
     """
     with torch.device("meta"):
         model = GPT2(config, LanguageModelHead(config))

@@ -77,10 +77,10 @@ def generate_steps(
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     # --- the prompts, all at once; what follows each row's last token
-    hidden = model.hidden_states(tokens, cache)  # (B, T, C)
-    cache.lengths = torch.tensor(lengths, device=device)
-    cache.width = max(lengths)
-    last = hidden[torch.arange(rows, device=device), cache.lengths - 1]  # (B, C)
+    after = torch.tensor(lengths, device=device)  # (B,)
+    at = torch.arange(rows, device=device), after - 1
+    last = model.hidden_states(tokens, cache, at)  # (B, C)
+    cache.lengths, cache.width = after, max(lengths)
 
     running = [True] * rows
     for step in range(settings.max_new_tokens):

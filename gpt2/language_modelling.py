@@ -24,9 +24,9 @@ _ROWS_AT_ONCE = 64  # of these logits, taken through softmax while they are in t
 def language_model_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Cross-entropy in nats, summed over the targets that count, and how many these are. Logits
     are computed where there is a target and nowhere else."""
-    wanted = batch.targets != IGNORE  # (B, T)
-    hidden = model.hidden_states(batch.tokens)[wanted]  # (targets, C)
-    targets = batch.targets[wanted]  # (targets,)
+    at = (batch.targets != IGNORE).nonzero(as_tuple=True)
+    hidden = model.hidden_states(batch.tokens, at=at)  # (targets, C)
+    targets = batch.targets[at]  # (targets,)
     if type(model.head) is LanguageModelHead:
         return ChunkedCrossEntropy.apply(hidden, model.head.weight, targets), len(targets)
     logits = model.head(hidden, batch.lengths)  # (targets, V), whatever a head of your own does

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gpt2.heads import LanguageModelHead
+from gpt2.heads import ClassificationHead, LanguageModelHead
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,17 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cache: LayerCache | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """(B, T, C) from (B, T, C), or (N, C) for the N tokens that are asked for: those `at` these
+        rows and positions, two (N,) int64."""
         x = x + self.attn(self.ln_1(x), cache)
+        if at is not None:  # from here on no token looks at another
+            x = x[at]  # (N, C)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -244,11 +253,17 @@ class GPT2(nn.Module):
             # variance independent of depth (GPT-2 paper, section 2.3).
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def hidden_states(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        cache: KeyValueCache | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """What the trunk makes of `tokens` (B, T) int64: hidden states (B, T, C).
 
-        With a `cache`, `tokens` go on where each row of it ends. Raises ValueError if the rows are
-        longer than the context.
+        With a `cache`, `tokens` go on where each row of it ends. With `at`, two (N,) int64, hidden
+        states (N, C) of the tokens at these rows and positions alone, and less work in the last
+        block. Raises ValueError if the rows are longer than the context.
         """
         T = tokens.size(1)
         width = T if cache is None else cache.width + T
@@ -260,17 +275,23 @@ class GPT2(nn.Module):
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C) or (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
-            if cache is None and self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)  # with the same dropout as before
-            elif cache is None:
-                x = block(x)
+            layer_cache = None
+            if cache is not None:
+                layer_cache = LayerCache(cache.keys[layer], cache.values[layer], positions, width)
+            inputs = x, layer_cache, at if block is self.h[-1] else None
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *inputs, use_reentrant=False)  # with the same dropout again
             else:
-                x = block(x, LayerCache(cache.keys[layer], cache.values[layer], positions, width))
+                x = block(*inputs)
         return self.ln_f(x)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The head's logits for `tokens` (B, T) int64, right-padded, with `lengths` (B,) real
         tokens in each row. What the pads hold does not matter."""
+        if type(self.head) is ClassificationHead and self.head.pooling == "last":
+            rows = torch.arange(len(tokens), device=tokens.device)
+            last = self.hidden_states(tokens, at=(rows, lengths - 1))  # (B, C)
+            return self.head(last.unsqueeze(1), torch.ones_like(lengths))  # as rows of one token
         return self.head(self.hidden_states(tokens), lengths)
 
 

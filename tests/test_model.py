@@ -85,6 +85,36 @@ def test_classifier_logits_equal_transformers_on_mixed_lengths():
     torch.testing.assert_close(model(tokens, lengths), reference(padded).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_hidden_states_at_some_tokens_are_those_of_all_and_cost_no_more(checkpointing):
+    """Values and gradients; the last MLP sees the tokens that are asked for and no others."""
+    model = make_rougher(make_model()).double()
+    model.activation_checkpointing = checkpointing
+    tokens, _ = ragged_batch()
+    at = torch.tensor([0, 1, 3, 3]), torch.tensor([4, 0, 1, 2])
+    widths = []
+    for block in model.h:
+        block.mlp.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape))
+    some = model.hidden_states(tokens, at=at)  # (N, C)
+    assert widths == [(4, 9, 32), (4, 9, 32), (4, 32)]
+    every = model.hidden_states(tokens)[at]
+    torch.testing.assert_close(some, every, atol=1e-12, rtol=1e-12)
+    weights = torch.randn(some.shape, dtype=torch.float64)
+    parameters = [p for p in model.parameters() if p is not model.wte.weight]
+    ours = torch.autograd.grad((some * weights).sum(), parameters)
+    wanted = torch.autograd.grad((every * weights).sum(), parameters)
+    for gradient, expected in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("pooling, shape", [("last", (4, 32)), ("mean", (4, 9, 32))])
+def test_the_last_block_stops_where_the_last_token_is_pooled(pooling, shape):
+    model, seen = make_model("classifier", pooling), []
+    model.h[-1].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    model(*ragged_batch())
+    assert seen == [shape]
+
+
 @pytest.mark.parametrize("mutation", ["exact gelu", "epsilon", "transposed", "shifted positions"])
 @torch.no_grad()
 def test_parity_would_catch(mutation, monkeypatch):

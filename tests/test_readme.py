@@ -178,3 +178,5 @@ def test_the_architecture_snippets_work(monkeypatch):
     serial = model(tokens, lengths)
     monkeypatch.setattr(gpt2.model.Block, "forward", namespace["forward"])
     assert not torch.equal(model(tokens, lengths), serial)
+    classifier = GPT2(config, gpt2.heads.ClassificationHead(config, 2, "last"))
+    assert classifier(tokens, lengths).shape == (1, 2)

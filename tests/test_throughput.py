@@ -15,7 +15,7 @@ from baselines.throughput import OURS, TASKS, Contender, compare, ratios
 from baselines.workload import Job, ThroughputSettings, Work, prepare, tokens_to_run, useful_work
 from gpt2.device import DeviceSettings
 from gpt2.heads import LanguageModelHead
-from gpt2.model import GPT2, SIZES, GPT2Config
+from gpt2.model import GPT2, MLP, SIZES, GPT2Config
 
 SCRIPT = "baselines/throughput.py"
 TINY = GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=128, vocab_size=8192, dropout=0.0)
@@ -91,6 +91,23 @@ def test_a_saving_is_left_out_and_only_then(prepared, monkeypatch, context, plac
     savings.train_in(job, context)
     with pytest.raises(AssertionError, match="not left out"):
         savings.train_in(job)
+
+
+@pytest.mark.parametrize("task", ["classification", "instruction"])
+def test_the_last_block_is_whole_again(prepared, monkeypatch, task):
+    shapes = []
+    forward = MLP.forward
+
+    def count(mlp, x):
+        shapes.append(x.dim())
+        return forward(mlp, x)
+
+    monkeypatch.setattr(MLP, "forward", count)
+    savings.train_in(prepared[task][0])
+    assert set(shapes[TINY.n_layer - 1 :: TINY.n_layer]) == {2}  # (N, C)
+    shapes.clear()
+    savings.train_in(prepared[task][0], savings.whole_last_block)
+    assert set(shapes) == {3}  # (B, T, C)
 
 
 def test_compiling_is_of_every_block(prepared, monkeypatch):
