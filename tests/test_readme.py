@@ -95,6 +95,7 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
     """In README's order: prediction uses what the first command trained. `gpt2` is a tiny one."""
     download_released("gpt2")
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
+    ran = []  # what differs only by what is cut short here runs once
     for command in COMMANDS:
         if command.startswith("pip "):
             command = "python classification/train_gpt.py"
@@ -142,6 +143,9 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
                 arguments += shlex.split("--rows 4 --rounds 1 --new-tokens 2 --tasks generation")
                 arguments += ["--max-length", 128]
                 arguments += [] if (SHARED / "tiktoken").is_dir() else ["--model", "mini"]
+            if (starter, script, arguments) in ran:
+                continue
+            ran.append((starter, script, arguments))
             if starter and starter.standalone:
                 done = run_torchrun(2, script, *arguments, cwd=stand_ins)
             else:  # of several machines, what one process alone does
