@@ -21,7 +21,7 @@ import torch
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.device import DeviceSettings, arithmetic, autocast, choose_device
 from gpt2.generation import SamplingSettings, generate
-from gpt2.heads import LanguageModelHead
+from gpt2.heads import LanguageModelHead, last_tokens
 from gpt2.model import GPT2, SIZES
 from gpt2.reporting import format_table
 
@@ -48,7 +48,8 @@ def generate_without_cache(
     way, with the whole text through the trunk for every token."""
     tokens = torch.tensor(prompts, device=model.wte.weight.device)  # (B, T)
     for _ in range(new_tokens):
-        last = model.hidden_states(tokens)[:, -1]  # (B, C); the head sees no more than it must
+        at = last_tokens(torch.full((len(prompts),), tokens.size(1), device=tokens.device))
+        last = model.hidden_states(tokens, at=at)  # (B, C); no more than what is read
         chosen = model.head(last, None).argmax(dim=1, keepdim=True)  # (B, 1)
         tokens = torch.cat([tokens, chosen], dim=1)
     return tokens[:, -new_tokens:].tolist()

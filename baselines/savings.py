@@ -1,7 +1,7 @@
 """What each of this project's savings is worth: the training loop of `contenders.py` without it.
 
-Each context here takes one saving away, but for `compiled_blocks`, which adds one that the project
-does not use; all others stay.
+Each context here takes one saving away and leaves the others, but for `compiled_blocks`, which adds
+one that the project does not use, and `all_logits_at_once`, which needs the whole last block.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def torchs_attention() -> AbstractContextManager:
 
 
 def whole_last_block() -> AbstractContextManager:
-    """The last block for every token, also where nothing reads what comes out of it."""
+    """The last block's MLP for every token, also where nothing reads what comes out of it."""
     original = GPT2.hidden_states
 
     def hidden_states(

@@ -93,7 +93,7 @@ _SAVINGS = [
         {"context": savings.torchs_attention},
     ),
     Contender(
-        "without skipping", "the last block for every token, read or not", savings.train_in,
+        "without skipping", "the last block's MLP for every token, read or not", savings.train_in,
         {"context": savings.whole_last_block},
     ),
     Contender(
@@ -165,7 +165,7 @@ TASKS = {
         [
             *_SAVINGS,
             Contender(
-                "without choosing", "logits of all tokens, pads and prompts too, at once",
+                "without choosing", "logits, and the last MLP, of all tokens, pads and prompts too",
                 savings.train_in, {"context": savings.all_logits_at_once},
             ),
         ],

@@ -148,13 +148,13 @@ def tokens_to_run(task: str, work: Work, new_tokens: int) -> int:
 
 
 def useful_work(task: str, config: GPT2Config, work: Work, new_tokens: int) -> float:
-    """FLOPs that one pass over the rows cannot do without: for each real token 2 for each weight
+    """FLOPs of one pass over the rows, by the usual count: for each real token 2 for each weight
     of the blocks; in each block 4 C for each pair of tokens of which the later sees the earlier;
     2 C V for each token that is predicted. With the way back it is three times that.
 
     Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1; there, attention
-    counts as if each token saw all others. The last block counts in full, as for all contenders,
-    though this project leaves out what nothing reads of it.
+    counts as if each token saw all others. The last block's MLP counts for every token, though this
+    project runs it for those alone that are read.
     """
     with torch.device("meta"):
         model = GPT2(config, LanguageModelHead(config))

@@ -40,13 +40,12 @@ class LanguageModelHead(nn.Module):
 
 def pool_last(hidden: Tensor, lengths: Tensor, query: Tensor | None) -> Tensor:
     """The last real token: the only one that has seen the whole text."""
-    rows = torch.arange(hidden.size(0), device=hidden.device)
-    return hidden[rows, lengths - 1]
+    return hidden[last_tokens(lengths)]
 
 
 def pool_first(hidden: Tensor, lengths: Tensor, query: Tensor | None) -> Tensor:
     """The first token. In a causal model it has seen nothing but itself: a floor."""
-    return hidden[:, 0]
+    return hidden[first_tokens(lengths)]
 
 
 def pool_mean(hidden: Tensor, lengths: Tensor, query: Tensor | None) -> Tensor:
@@ -63,6 +62,16 @@ def pool_attention(hidden: Tensor, lengths: Tensor, query: Tensor | None) -> Ten
     return (weights.unsqueeze(1) @ hidden).squeeze(1)
 
 
+def last_tokens(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and positions, each (B,) int64, of the last real token of each row."""
+    return torch.arange(len(lengths), device=lengths.device), lengths - 1
+
+
+def first_tokens(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and positions, each (B,) int64, of the first token of each row."""
+    return torch.arange(len(lengths), device=lengths.device), torch.zeros_like(lengths)
+
+
 def real_tokens(hidden: Tensor, lengths: Tensor) -> Tensor:
     """(B, T) bool: True where a token is real, False where it is padding."""
     return torch.arange(hidden.size(1), device=hidden.device) < lengths.unsqueeze(1)
@@ -74,6 +83,9 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "first": pool_first,
     "attention": pool_attention,
 }
+
+# The poolings that look at one token of each row, and at which: the trunk leaves the others early.
+LOOKS_AT = {"last": last_tokens, "first": first_tokens}
 
 
 class ClassificationHead(nn.Module):
@@ -98,8 +110,16 @@ class ClassificationHead(nn.Module):
         # Zero: the first step starts from the plain mean.
         self.query = nn.Parameter(torch.zeros(config.n_embd)) if pooling == "attention" else None
 
+    def looks_at(self, lengths: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rows and positions, each (B,) int64, of the tokens that the pooling looks at, where these
+        are one of each row; None where it looks at all."""
+        return LOOKS_AT[self.pooling](lengths) if self.pooling in LOOKS_AT else None
+
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        pooled = POOLINGS[self.pooling](hidden, lengths, self.query)  # (B, C)
+        """Logits from hidden states (B, T, C), or from (B, C) of the tokens that it looks at."""
+        pooled = (
+            hidden if hidden.dim() == 2 else POOLINGS[self.pooling](hidden, lengths, self.query)
+        )
         # bfloat16 has so few digits that unlike texts would get the very same probabilities.
         with torch.autocast(pooled.device.type, enabled=False):
             return self.score(pooled.to(self.score.weight.dtype))

@@ -77,7 +77,7 @@ def measure(
     memory that holds tensors."""
     place = choose_device(device)
     config = dataclasses.replace(config, dropout=0.0)  # as the scripts train
-    model = GPT2(config, ClassificationHead(config, 2)).to(place)
+    model = GPT2(config, ClassificationHead(config, 2, "mean")).to(place)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True)
     tokens = torch.randint(config.vocab_size, (rows, length), device=place)
     lengths = torch.full((rows,), length, device=place)

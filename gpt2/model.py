@@ -116,7 +116,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     No padding mask: rows are padded on the right, so what is hidden already includes every pad that
     a real token could see.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         return _attention_in_blocks(q, k, v, dropout)
     # A mask together with is_causal is an error or, on some kernels, ignored (PyTorch #103749).
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -202,10 +202,10 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """(B, T, C) from (B, T, C), or (N, C) for the N tokens that are asked for: those `at` these
-        rows and positions, two (N,) int64."""
+        """(B, T, C) from (B, T, C); or (N, C) where `at` names N tokens by row and position, two
+        (N,) int64. The trunk does so in the last block, whose other tokens nobody reads."""
         x = x + self.attn(self.ln_1(x), cache)
-        if at is not None:  # from here on no token looks at another
+        if at is not None:  # after attention no token looks at another
             x = x[at]  # (N, C)
         x = x + self.mlp(self.ln_2(x))
         return x
@@ -261,9 +261,9 @@ class GPT2(nn.Module):
     ) -> Tensor:
         """What the trunk makes of `tokens` (B, T) int64: hidden states (B, T, C).
 
-        With a `cache`, `tokens` go on where each row of it ends. With `at`, two (N,) int64, hidden
-        states (N, C) of the tokens at these rows and positions alone, and less work in the last
-        block. Raises ValueError if the rows are longer than the context.
+        With a `cache`, `tokens` go on where each row of it ends. With `at`, rows and positions in
+        `tokens`, each (N,) int64, hidden states (N, C) of these alone, and the last block's MLP
+        runs for no others. Raises ValueError if the rows are longer than the context.
         """
         T = tokens.size(1)
         width = T if cache is None else cache.width + T
@@ -278,7 +278,8 @@ class GPT2(nn.Module):
             layer_cache = None
             if cache is not None:
                 layer_cache = LayerCache(cache.keys[layer], cache.values[layer], positions, width)
-            inputs = x, layer_cache, at if block is self.h[-1] else None
+            is_last = layer == len(self.h) - 1
+            inputs = x, layer_cache, at if is_last else None
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *inputs, use_reentrant=False)  # with the same dropout again
             else:
@@ -288,11 +289,10 @@ class GPT2(nn.Module):
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The head's logits for `tokens` (B, T) int64, right-padded, with `lengths` (B,) real
         tokens in each row. What the pads hold does not matter."""
-        if type(self.head) is ClassificationHead and self.head.pooling == "last":
-            rows = torch.arange(len(tokens), device=tokens.device)
-            last = self.hidden_states(tokens, at=(rows, lengths - 1))  # (B, C)
-            return self.head(last.unsqueeze(1), torch.ones_like(lengths))  # as rows of one token
-        return self.head(self.hidden_states(tokens), lengths)
+        at = None  # a head of your own gets all tokens
+        if type(self.head) is ClassificationHead:
+            at = self.head.looks_at(lengths)
+        return self.head(self.hidden_states(tokens, at=at), lengths)
 
 
 def choose_trainable(model: GPT2, train: str) -> None:

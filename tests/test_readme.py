@@ -95,7 +95,7 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
     """In README's order: prediction uses what the first command trained. `gpt2` is a tiny one."""
     download_released("gpt2")
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
-    ran = []  # what differs only by what is cut short here runs once
+    ran = []  # commands that differ only in what is cut short here run once
     for command in COMMANDS:
         if command.startswith("pip "):
             command = "python classification/train_gpt.py"
@@ -183,4 +183,5 @@ def test_the_architecture_snippets_work(monkeypatch):
     monkeypatch.setattr(gpt2.model.Block, "forward", namespace["forward"])
     assert not torch.equal(model(tokens, lengths), serial)
     classifier = GPT2(config, gpt2.heads.ClassificationHead(config, 2, "last"))
-    assert classifier(tokens, lengths).shape == (1, 2)
+    pooled = classifier.hidden_states(tokens)[:, 2]  # the last of three tokens
+    torch.testing.assert_close(classifier(tokens, lengths), classifier.head.score(pooled))

@@ -4,6 +4,7 @@ The plain path is written out here: each row by itself and without a pad, softma
 the logits of every position, the mean over all targets of a step, torch's own AdamW one parameter
 at a time."""
 
+import dataclasses
 import math
 
 import pytest
@@ -130,8 +131,14 @@ def apart(ours, other):
     return max(differences[2]), max(differences[1])
 
 
-@pytest.mark.parametrize("task", [*POOLINGS, "instruction"])
-def test_after_20_steps_weights_and_losses_are_those_of_the_plain_path(tmp_path, task):
+@pytest.mark.parametrize(
+    "task, more",
+    [*((task, {}) for task in [*POOLINGS, "instruction"]),
+     ("instruction", {"micro_batch_tokens": 60}),
+     ("last", {"micro_batch_size": 4, "activation_checkpointing": True})],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "as-it-comes",
+)  # fmt: skip
+def test_after_20_steps_weights_and_losses_are_those_of_the_plain_path(tmp_path, task, more):
     def make_head(config):
         if task == "instruction":
             return LanguageModelHead(config)
@@ -143,7 +150,8 @@ def test_after_20_steps_weights_and_losses_are_those_of_the_plain_path(tmp_path,
     losses = train_plainly(plain, dataset)
     run = RunFolder(tmp_path)
     checkpoint = Checkpoint("pretraining", get_encoding("mini"), {"max_length": 48})
-    train(ours, dataset, task_loss, lambda: {"loss": 1.0}, CONFIG, SEED, run, checkpoint)
+    config = dataclasses.replace(CONFIG, **more)
+    train(ours, dataset, task_loss, lambda: {"loss": 1.0}, config, SEED, run, checkpoint)
 
     logged = [record["loss"] for record in run.read_log() if "learning_rate" in record]
     assert len(losses) == 20

@@ -94,7 +94,7 @@ def test_a_saving_is_left_out_and_only_then(prepared, monkeypatch, context, plac
 
 
 @pytest.mark.parametrize("task", ["classification", "instruction"])
-def test_the_last_block_is_whole_again(prepared, monkeypatch, task):
+def test_the_last_mlp_runs_for_all_tokens_again(prepared, monkeypatch, task):
     shapes = []
     forward = MLP.forward
 
