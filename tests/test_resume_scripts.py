@@ -12,6 +12,7 @@ from conftest import REPOSITORY, wait_for_lines
 
 TRAIN = "classification/train_gpt.py"
 INSTRUCT = "instruction/instruction_finetuning.py"
+PRETRAIN = "gpt2/pretrain.py"
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--dropout", 0.1,
         "--epochs", 2, "--batch-size", 8, "--micro-batch-size", 5, "--log-every", 3,
         "--precision", "float32")  # fmt: skip
@@ -19,6 +20,8 @@ CLASSIFY = (TRAIN, *TINY, "--max-train", 80, "--max-test", 16, "--max-length", 6
             "--evaluate-every", 7)  # fmt: skip
 FOLLOW = (INSTRUCT, *TINY, "--max-train", 80, "--max-test", 8, "--test-answers", 2,
           "--answer-tokens", 4, "--evaluate-every", 7)  # fmt: skip
+READ = (PRETRAIN, *TINY, "--max-train", 80, "--max-validation", 4, "--max-length", 64,
+        "--evaluate-every", 7)  # fmt: skip
 
 
 def start(script_environment, folder, script, *arguments):
@@ -41,7 +44,9 @@ def what_counts(folder):
     return results, bytes_of
 
 
-@pytest.mark.parametrize("command", [CLASSIFY, FOLLOW], ids=["classification", "instruction"])
+@pytest.mark.parametrize(
+    "command", [CLASSIFY, FOLLOW, READ], ids=["classification", "instruction", "pre-training"]
+)
 def test_stopped_by_signals_and_resumed_a_run_ends_as_an_unbroken_one(
     command, script_environment, call_script, tmp_path
 ):

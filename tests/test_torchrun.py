@@ -9,6 +9,7 @@ import pytest
 from conftest import REPOSITORY, refused, wait_for_lines
 
 TRAIN = "classification/train_gpt.py"
+PRETRAIN = "gpt2/pretrain.py"
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--batch-size", 8,
         "--max-train", 40, "--max-test", 8, "--max-validation", 8, "--max-length", 32,
         "--precision", "float32", "--log-every", 3, "--save-every", "3")  # fmt: skip
@@ -63,3 +64,20 @@ def test_a_killed_process_ends_the_run_and_a_signal_stops_it(start_torchrun, cal
     assert done.returncode == 0, done.stderr
     config = json.loads((run / "config.json").read_text())
     assert [start["processes"] for start in config["resumed"]] == [2, 1]
+
+
+def test_pretraining_by_two_processes_is_that_by_one(run_torchrun, call_script, tmp_path):
+    flags = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16,
+             "--max-length", 64, "--max-train", 40, "--max-validation", 3, "--max-steps", 4,
+             "--log-every", 1, "--precision", "float32")  # fmt: skip
+    assert run_torchrun(2, PRETRAIN, *flags, "--out", "two").returncode == 0
+    assert call_script(PRETRAIN, *flags, "--out", "one").returncode == 0
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [record["step"] for record in one] == [0, 1, 2, 3, 4, 4]
+    for ours, theirs in zip(one, two, strict=True):
+        for metrics in (ours, theirs):
+            metrics |= metrics.pop("validation", {})
+        assert ours == pytest.approx(theirs, rel=1e-4)
