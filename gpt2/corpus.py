@@ -6,6 +6,7 @@ TokenRows      documents joined with <|endoftext|>, cut into rows of the context
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ class Corpus:
     train: pl.DataFrame
     validation: pl.DataFrame
     removed: dict[str, int]  # reason -> documents
+    test_files: list[str]  # files that were read though their names say that they are for testing
 
 
 def read_corpus(settings: CorpusSettings, seed: int) -> Corpus:
@@ -91,11 +93,13 @@ def read_corpus(settings: CorpusSettings, seed: int) -> Corpus:
             excluded_files.add(file.resolve())
             excluded.update(map(clean_text, _read_documents(file, columns)))
 
-    texts, sources = [], []
+    texts, sources, test_files = [], [], []
     for item in settings.data:
         for file, columns in _find(item, "--data"):
             if file.resolve() in excluded_files:
                 continue
+            if re.search("(^|[^a-z])test([^a-z]|$)", "/".join(file.parts[-2:]).lower()):
+                test_files.append(str(file))
             found = _read_documents(file, columns)
             bar = tqdm(found, desc=f"cleaning {file.name}", unit="text", disable=None, leave=False)
             texts += map(clean_document, bar)
@@ -136,6 +140,7 @@ def read_corpus(settings: CorpusSettings, seed: int) -> Corpus:
         train=train,
         validation=validation,
         removed=removed,
+        test_files=test_files,
     )
 
 

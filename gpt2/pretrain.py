@@ -185,11 +185,11 @@ def main() -> None:
     print(f"everything of this run: {run.folder / 'report.md'}")
     if run_settings.export:
         export(run.folder, Path(run_settings.export))
+    print("\nnext, fine-tune it on rows with labels; those it is tested on it must not have read:")
+    labelled = "imdb" if data.data == ("sample",) else "FILE"
     print(
-        "\nnext, fine-tune it (on texts that it has not read: the sample's are among the built-in):"
-    )
-    print(
-        f"  python classification/train_gpt.py --data imdb --model {shlex.quote(str(run.folder))}"
+        f"  python classification/train_gpt.py --data {labelled} "
+        f"--model {shlex.quote(str(run.folder))}"
     )
 
 
@@ -218,6 +218,7 @@ def describe_corpus(
         },
         "validation_tokens": {source: dataset.targets for source, dataset in validation.items()},
         "removed": corpus.removed,
+        "test_files": corpus.test_files,
     }
 
 
@@ -236,6 +237,8 @@ def print_summary(description: dict[str, Any], max_length: int) -> None:
     )
     removed = [f"{reason} {count:,}" for reason, count in description["removed"].items() if count]
     print(f"  documents removed: {', '.join(removed) or 'none'}")
+    for file in description["test_files"]:
+        print(f"  {file} looks like a test split; --exclude {shlex.quote(file)} leaves it out")
 
 
 def comparison_table(results: dict[str, Any]) -> str:

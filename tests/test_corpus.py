@@ -74,6 +74,9 @@ def test_excluded_documents_and_copies_are_gone(tmp_path):
     assert corpus.removed == {"empty": 0, "excluded": 3, "duplicate": 2}
     assert texts_of(corpus) == sorted(train)
     assert corpus.sources == ["films"]
+    assert corpus.test_files == []
+    unaware = corpus_of(folder)
+    assert unaware.test_files == [str(folder / "test.parquet")]
 
 
 def test_each_source_gives_its_share_to_validation(tmp_path):
