@@ -42,6 +42,7 @@ def stand_ins(tmp_path_factory):
     rows = pl.read_csv(SAMPLE).sample(60, seed=0)
     rows = rows.with_columns(split=pl.Series(["train", "train", "test"] * 20))
     rows.write_csv(folder / "mine.csv")
+    rows.select("text").write_csv(folder / "unlabelled.csv")
     rows.write_ndjson(folder / "mine.jsonl")
     rows.select(body="text", topic="label").write_csv(folder / "mine.tsv", separator="\t")
     rows.select("label", "text").write_csv(
