@@ -18,7 +18,7 @@ from gpt2.building import count_parameters
 from gpt2.command_line import UserError, flag, parse_flags, run_script
 from gpt2.device import DeviceSettings, arithmetic, autocast, choose_device, peak_memory
 from gpt2.heads import ClassificationHead, LanguageModelHead
-from gpt2.model import GPT2, QUERIES_AT_ONCE, SIZES, GPT2Config
+from gpt2.model import GPT2, QUERIES_AT_ONCE, SIZES, GPT2Config, in_blocks
 from gpt2.optimization import parameter_groups
 from gpt2.pretrained import RELEASED
 from gpt2.reporting import format_table
@@ -114,7 +114,7 @@ def main() -> None:
             settings.batch_size,
             settings.max_length,
             bfloat16,
-            keeps_scores=bfloat16 and device.type == "cpu",
+            keeps_scores=bfloat16 and in_blocks(device, torch.bfloat16, settings.max_length),
         )
         row = [
             name,

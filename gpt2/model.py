@@ -58,6 +58,7 @@ SIZES = {
 
 
 QUERIES_AT_ONCE = 128  # in the attention below; fewer make products too small to be fast
+LONG = 768  # tokens from which on torch's kernel works in larger parts and is the faster one
 
 
 class KeyValueCache:
@@ -116,16 +117,21 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     No padding mask: rows are padded on the right, so what is hidden already includes every pad that
     a real token could see.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+    if in_blocks(q.device, q.dtype, q.size(2)) and q.requires_grad:
         return _attention_in_blocks(q, k, v, dropout)
     # A mask together with is_causal is an error or, on some kernels, ignored (PyTorch #103749).
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
 
+def in_blocks(device: torch.device, dtype: torch.dtype, length: int) -> bool:
+    """Whether training on rows of `length` tokens is faster with the formula written out below."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and length < LONG
+
+
 def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """The formula as it stands in the paper, for a block of queries at a time and the keys that
     they may see: of 512 tokens that is five eighths of all pairs. torch's kernel is the faster one
-    forwards, but its backward pass is so slow in bfloat16 on a CPU that this wins in training."""
+    forwards, but its backward pass is so slow for short rows in bfloat16 on a CPU that this wins."""
     T, head_size = q.size(2), q.size(3)
     mask = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
     k, v = k.contiguous(), v.contiguous()  # here, or each product would make copies to keep

@@ -309,6 +309,20 @@ def test_impossible_shapes_are_refused():
         ClassificationHead(SMALL, 2, "max")
 
 
+def test_long_rows_are_for_torchs_kernel(monkeypatch):
+    """Which is the faster one from 768 tokens on, forwards and back."""
+    lengths = []
+    monkeypatch.setattr(
+        gpt2.model,
+        "_attention_in_blocks",
+        lambda q, k, v, dropout: lengths.append(q.size(2)) or q,
+    )
+    for length in (767, 768):
+        q = torch.zeros(1, 1, length, 8, dtype=torch.bfloat16, requires_grad=True)
+        assert causal_attention(q, q, q, dropout=0.0).shape == q.shape
+    assert lengths == [767]
+
+
 def test_frozen_blocks_keep_nothing_for_the_way_back():
     """Below the lowest trained block no activation is kept, and attention is the kernel that is the
     fastest one forwards; in bfloat16 on a CPU these are two kernels."""
