@@ -131,7 +131,7 @@ def in_blocks(device: torch.device, dtype: torch.dtype, length: int) -> bool:
 def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """The formula as it stands in the paper, for a block of queries at a time and the keys that
     they may see: of 512 tokens that is five eighths of all pairs. torch's kernel is the faster one
-    forwards, but its backward pass is so slow for short rows in bfloat16 on a CPU that this wins."""
+    forwards, but so slow backwards in bfloat16 on a CPU that this wins where rows are short."""
     T, head_size = q.size(2), q.size(3)
     mask = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
     k, v = k.contiguous(), v.contiguous()  # here, or each product would make copies to keep
