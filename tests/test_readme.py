@@ -183,6 +183,6 @@ def test_the_architecture_snippets_work(monkeypatch):
     serial = model(tokens, lengths)
     monkeypatch.setattr(gpt2.model.Block, "forward", namespace["forward"])
     assert not torch.equal(model(tokens, lengths), serial)
-    classifier = GPT2(config, gpt2.heads.ClassificationHead(config, 2, "last"))
+    classifier = GPT2(config, gpt2.heads.ClassificationHead(config, 2, "last")).eval()
     pooled = classifier.hidden_states(tokens)[:, 2]  # the last of three tokens
     torch.testing.assert_close(classifier(tokens, lengths), classifier.head.score(pooled))
