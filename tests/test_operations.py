@@ -25,7 +25,7 @@ def test_operations_fall_into_their_groups():
 
 def test_flops_are_those_of_the_matrix_products():
     found = profiled(3, config=TINY, rows=4, length=32, precision="float32", device="cpu")
-    # 12 C^2 weights a block, 6 FLOPs a token and weight; the head sees one token of each row
+    # 12 C^2 weights a block, 6 FLOPs a token and weight; the head sees one vector of each row
     blocks = 2 * 12 * 64**2 * 6 * 4 * 32
     assert abs(found["matrix products"][1] / blocks - 1) < 0.01
     assert all(seconds > 0 for seconds, _ in found.values())
