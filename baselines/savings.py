@@ -1,7 +1,7 @@
 """What each of this project's savings is worth: the training loop of `contenders.py` without it.
 
-Each context here takes one saving away and leaves the others, but for `compiled_blocks`, which adds
-one that the project does not use, and `all_logits_at_once`, which needs the whole last block.
+Each context here takes one saving away and leaves the others, but for `all_logits_at_once`, which
+needs the whole last block.
 """
 
 from __future__ import annotations
@@ -77,19 +77,6 @@ def adamw_in_a_loop() -> AbstractContextManager:
         return original(*arguments, **(named | {"fused": False}))
 
     return mock.patch("torch.optim.AdamW", adamw)
-
-
-def compiled_blocks() -> AbstractContextManager:
-    """torch.compile of the blocks."""
-    original = contenders.load_checkpoint
-
-    def load(*arguments: object) -> object:
-        model, checkpoint = original(*arguments)
-        for block in model.h:
-            block.compile(dynamic=True)
-        return model, checkpoint
-
-    return mock.patch.object(contenders, "load_checkpoint", load)
 
 
 def train_in(

@@ -14,7 +14,6 @@ each round and the median of these. `baselines/contenders.py` has what each of t
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from baselines.measuring import Measured, in_own_process, matrix_rates, run_cont
 from baselines.workload import Job, ThroughputSettings, prepare, tokens_to_run, useful_work
 from gpt2.building import check_max_length
 from gpt2.command_line import UserError, parse_flags, run_script
-from gpt2.device import DeviceSettings, arithmetic, choose_device
+from gpt2.device import DeviceSettings, arithmetic, choose_device, has_compiler
 from gpt2.model import SIZES
 from gpt2.reporting import format_table, percent
 
@@ -79,6 +78,13 @@ _TRAIN_HERE = Contender(
     contenders.train_here,
 )  # fmt: skip
 
+_HERE = [
+    _TRAIN_HERE,
+    Contender(
+        f"{OURS}, compiled", "with --compile", contenders.train_here, {"compiled": True}
+    ),
+]  # fmt: skip
+
 _SAVINGS = [
     _TRAIN_HERE,
     Contender(
@@ -100,14 +106,10 @@ _SAVINGS = [
         "without fusing", "AdamW in a loop over tensors, torch's default on a CPU",
         savings.train_in, {"context": savings.adamw_in_a_loop},
     ),
-    Contender(
-        "with compiling", "torch.compile of the blocks", savings.train_in,
-        {"context": savings.compiled_blocks},
-    ),
 ]  # fmt: skip
 
 TASKS = {
-    "training": Task("training a classifier", "classification", [_TRAIN_HERE, *_TRAINERS]),
+    "training": Task("training a classifier", "classification", [*_HERE, *_TRAINERS]),
     "prediction": Task(
         "predicting classes, from texts to probabilities",
         "classification",
@@ -134,7 +136,7 @@ TASKS = {
         "training on instructions, loss on the responses",
         "instruction",
         [
-            _TRAIN_HERE,
+            *_HERE,
             *_TRAINERS,
             Contender(
                 "SFTTrainer", "as it comes, with completion_only_loss: bfloat16, gradient "
@@ -186,9 +188,7 @@ def available(task: Task) -> list[Contender]:
                 f"  {contender.name}: left out, not installed: {', '.join(missing)} "
                 "(pip install -e '.[bench]')"
             )
-        elif contender.options.get("compiled") and not (
-            shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-        ):
+        elif contender.options.get("compiled") and not has_compiler():
             print(f"  {contender.name}: left out, because torch.compile needs a C++ compiler")
         else:
             chosen.append(contender)
@@ -266,16 +266,18 @@ def result_table(
 def ratios(runs: dict[str, list[Measured]]) -> str:
     """How many times as fast this project is, in each round and in the median of these."""
     lines = []
-    for name, measured in runs.items():
-        if name == OURS:
-            continue
-        times = [
-            theirs.seconds / ours.seconds for theirs, ours in zip(measured, runs[OURS], strict=True)
-        ]
-        lines.append(
-            f"{OURS} is {statistics.median(times):.2f} times as fast as {name} (median of "
-            f"{len(times)}, {min(times):.2f} to {max(times):.2f})"
-        )
+    for own in [name for name in runs if name.startswith(OURS)]:
+        for name, measured in runs.items():
+            if name.startswith(own):
+                continue
+            times = [
+                theirs.seconds / ours.seconds
+                for theirs, ours in zip(measured, runs[own], strict=True)
+            ]
+            lines.append(
+                f"{own} is {statistics.median(times):.2f} times as fast as {name} (median of "
+                f"{len(times)}, {min(times):.2f} to {max(times):.2f})"
+            )
     return "\n".join(lines)
 
 

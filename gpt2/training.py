@@ -34,6 +34,7 @@ from gpt2.distributed import (
     world_size,
 )
 from gpt2.durable import check_folder, whole_folder
+from gpt2.model import compile_blocks
 from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups, parse_save_every
 from gpt2.run_folder import RunFolder
 from gpt2.stopping import Stopped, stop_if_asked
@@ -98,6 +99,8 @@ def train(
     )
     objective = parallel_objective(model, loss)  # loss(model, batch), on however many processes
     model.activation_checkpointing = config.activation_checkpointing
+    if config.compile:
+        compile_blocks(model)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
     epochs = config.epochs or max(3, math.ceil(180 / steps_per_epoch))
