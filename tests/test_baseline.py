@@ -68,8 +68,9 @@ def test_script_prints_the_same_figures_as_the_comparison(run_script, tmp_path):
 
 @pytest.mark.skipif(not (SHARED / "imdb").is_dir(), reason="the real reviews are not here")
 def test_word_counts_on_the_real_reviews():
-    """At least the 86.6 % that word counts are known to reach on IMDb's test split."""
-    splits = load_splits(DataSettings(data=str(SHARED / "imdb")), seed=1)
+    """About the 85.3 % of README's curve at 6,400 labels. (All of them take 17 seconds.)"""
+    data = DataSettings(data=str(SHARED / "imdb"), max_train=6400, max_test=5000)
+    splits = load_splits(data, seed=1)
     model = BagOfWords("count").fit(splits.train["text"], splits.train["label"].to_numpy(), 2)
     predicted = model.predict_log_probabilities(splits.test["text"]).argmax(axis=1)
-    assert (predicted == splits.test["label"].to_numpy()).mean() > 0.866
+    assert (predicted == splits.test["label"].to_numpy()).mean() > 0.84
