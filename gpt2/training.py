@@ -264,6 +264,11 @@ def train(
         save_last()
         raise
     except (RuntimeError, MemoryError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"--compile: {reason}: use --no-compile; what was saved is intact"
+            ) from None
         if not out_of_memory(error):
             raise
         raise UserError(_how_to_save_memory(progress.step + 1, config.rows_at_once)) from None

@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 import gpt2.model
 import gpt2.optimization
+from gpt2.command_line import UserError
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, GPT2Config, compile_blocks
@@ -25,6 +26,8 @@ def as_before(monkeypatch):
 
 
 def compile_with(monkeypatch, backend):
+    """Let torch.compile end with `backend`, for which no compiler is needed."""
+    monkeypatch.setattr(gpt2.optimization, "has_compiler", lambda: True)
     compiler = torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda block, **how: compiler(block, backend=backend, **how)
@@ -51,7 +54,6 @@ def test_rows_of_another_length_compile_nothing_anew(monkeypatch):
 def test_compiled_training_is_the_same_training(tmp_path, monkeypatch):
     """All of torch.compile but the C++ at its end, which takes a minute to be compiled."""
     compile_with(monkeypatch, "aot_eager")
-    monkeypatch.setattr(gpt2.optimization, "has_compiler", lambda: True)
     logs = []
     for how in (False, True):
         config = TrainingConfig(epochs=2, batch_size=4, log_every=1, compile=how)
@@ -72,8 +74,23 @@ def test_generation_runs_the_blocks_as_they_are():
     assert generate(model, prompts, settings, stop_token=-1) == answers
 
 
-def test_without_a_compiler_it_is_refused_before_anything_is_done(run_script, tmp_path):
-    run, none = tmp_path / "run", {"PATH": "", "CXX": "no-such-compiler"}
-    done = run_script("classification/train_gpt.py", "--compile", "--out", run, environment=none)
-    refused(done, "--compile needs a C++ compiler")
-    assert not run.exists()
+def test_without_a_compiler_it_is_refused_before_anything_is_done(
+    call_script, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    done = call_script("classification/train_gpt.py", "--compile", "--out", tmp_path / "run")
+    refused(done, "--compile needs a C++ compiler (g++ or clang++); use --no-compile")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_compiler_that_fails_ends_the_run_with_one_line(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("Python.h: no such file\nand more")
+
+    compile_with(monkeypatch, fails)
+    config = TrainingConfig(epochs=1, compile=True)
+    with pytest.raises(UserError) as error:
+        run_training(tmp_path / "run", config)
+    assert "RuntimeError: Python.h: no such file and more" in str(error.value)
+    assert "use --no-compile" in str(error.value)
