@@ -40,7 +40,7 @@ class Enough(Exception):
 # ---- this project
 
 
-def train_here(job: Job, compiled: bool = False) -> Measured:
+def train_here(job: Job) -> Measured:
     """`train` of gpt2/training.py, the loop of this project's scripts."""
     model, checkpoint = load_checkpoint(job.run, job.data)
     dataset = dataset_of(job, checkpoint)
@@ -71,7 +71,6 @@ def train_here(job: Job, compiled: bool = False) -> Measured:
         learning_rate=LEARNING_RATE,
         weight_decay=WEIGHT_DECAY,
         clip=CLIP,
-        compile=compiled,
         evaluate_every=10**9,  # at the start and at the end, where the loop always does
         save_every="0",
         precision=job.on.precision,

@@ -14,6 +14,7 @@ each round and the median of these. `baselines/contenders.py` has what each of t
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from baselines.measuring import Measured, in_own_process, matrix_rates, run_cont
 from baselines.workload import Job, ThroughputSettings, prepare, tokens_to_run, useful_work
 from gpt2.building import check_max_length
 from gpt2.command_line import UserError, parse_flags, run_script
-from gpt2.device import DeviceSettings, arithmetic, choose_device, has_compiler
+from gpt2.device import DeviceSettings, arithmetic, choose_device
 from gpt2.model import SIZES
 from gpt2.reporting import format_table, percent
 
@@ -47,6 +48,7 @@ class Contender:
     run: Callable[..., Measured]
     options: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()  # packages
+    compiles: bool = False
 
 
 @dataclass
@@ -70,7 +72,7 @@ _TRAINERS = [
     ),
     Contender(
         "Trainer, compiled", "tuned, and torch.compile", contenders.train_with_trainer,
-        {"tuned": True, "compiled": True}, needs=("transformers", "accelerate"),
+        {"tuned": True, "compiled": True}, needs=("transformers", "accelerate"), compiles=True,
     ),
 ]  # fmt: skip
 _TRAIN_HERE = Contender(
@@ -81,7 +83,8 @@ _TRAIN_HERE = Contender(
 _HERE = [
     _TRAIN_HERE,
     Contender(
-        f"{OURS}, compiled", "with --compile", contenders.train_here, {"compiled": True}
+        f"{OURS}, compiled", "and torch.compile of the blocks", savings.train_in,
+        {"context": savings.compiled_blocks}, compiles=True,
     ),
 ]  # fmt: skip
 
@@ -128,7 +131,7 @@ TASKS = {
             Contender(
                 "pipeline, compiled", "tuned, and torch.compile",
                 contenders.predict_with_pipeline, {"tuned": True, "compiled": True},
-                needs=("transformers",),
+                needs=("transformers",), compiles=True,
             ),
         ],
     ),
@@ -188,7 +191,9 @@ def available(task: Task) -> list[Contender]:
                 f"  {contender.name}: left out, not installed: {', '.join(missing)} "
                 "(pip install -e '.[bench]')"
             )
-        elif contender.options.get("compiled") and not has_compiler():
+        elif contender.compiles and not (
+            shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+        ):
             print(f"  {contender.name}: left out, because torch.compile needs a C++ compiler")
         else:
             chosen.append(contender)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +60,6 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
-
-
-def has_compiler() -> bool:
-    """Whether there is the C++ compiler that torch.compile needs."""
-    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++", "cl")))
 
 
 def peak_memory(device: torch.device) -> int:

@@ -242,7 +242,6 @@ class GPT2(nn.Module):
         # Keep each block's input alone for the backward pass, and compute the rest once more (Chen
         # et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). The training loop sets it.
         self.activation_checkpointing = False
-        self.compiled_blocks: list[nn.Module] = []  # the same blocks; see compile_blocks
 
     def tie(self) -> None:
         """Make the output embedding the input embedding: one tensor, unless the shape says
@@ -281,9 +280,7 @@ class GPT2(nn.Module):
             positions = positions + cache.lengths.unsqueeze(1)  # (B, T)
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C) or (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
-        # A cache grows by a token at each call: its blocks run as they are written.
-        blocks = self.compiled_blocks if self.compiled_blocks and cache is None else self.h
-        for layer, block in enumerate(blocks):
+        for layer, block in enumerate(self.h):
             layer_cache = None
             if cache is not None:
                 layer_cache = LayerCache(cache.keys[layer], cache.values[layer], positions, width)
@@ -302,15 +299,6 @@ class GPT2(nn.Module):
         if type(self.head) is ClassificationHead:
             at = self.head.looks_at(lengths)
         return self.head(self.hidden_states(tokens, at=at), lengths)
-
-
-def compile_blocks(model: GPT2) -> None:
-    """Let torch.compile make one piece of code of what stands between two matrix products, in
-    training and in evaluation. The blocks share it: one is compiled, not all."""
-    global _attention_in_blocks
-    # It has more parts the longer the rows are, and each number of parts would be compiled anew.
-    _attention_in_blocks = torch.compiler.disable(_attention_in_blocks)
-    model.compiled_blocks = [torch.compile(block, dynamic=True) for block in model.h]
 
 
 def choose_trainable(model: GPT2, train: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from gpt2.command_line import UserError, flag
-from gpt2.device import has_compiler
 from gpt2.model import GPT2
 
 
@@ -39,10 +38,6 @@ class TrainingConfig:
     activation_checkpointing: bool = flag(
         False, "keep only the input of each block and compute the block again in the backward "
         "pass: far less memory, a third more time, the same numbers", may_change=True,
-    )  # fmt: skip
-    compile: bool = flag(
-        False, "compile the blocks with torch.compile: half a minute or more at the start, then "
-        "faster steps, for long runs; needs a C++ compiler", may_change=True,
     )  # fmt: skip
     learning_rate: float = flag(
         6e-4, "peak rate of AdamW; 6e-4 suits mini and random weights, about 5e-5 the released "
@@ -103,8 +98,6 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         parse_save_every(self.save_every)
-        if self.compile and not has_compiler():
-            raise UserError("--compile needs a C++ compiler (g++ or clang++); use --no-compile")
 
     @property
     def rows_at_once(self) -> int:

@@ -34,7 +34,6 @@ from gpt2.distributed import (
     world_size,
 )
 from gpt2.durable import check_folder, whole_folder
-from gpt2.model import compile_blocks
 from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups, parse_save_every
 from gpt2.run_folder import RunFolder
 from gpt2.stopping import Stopped, stop_if_asked
@@ -99,8 +98,6 @@ def train(
     )
     objective = parallel_objective(model, loss)  # loss(model, batch), on however many processes
     model.activation_checkpointing = config.activation_checkpointing
-    if config.compile:
-        compile_blocks(model)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
     epochs = config.epochs or max(3, math.ceil(180 / steps_per_epoch))
@@ -264,11 +261,6 @@ def train(
         save_last()
         raise
     except (RuntimeError, MemoryError) as error:
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"--compile: {reason}: use --no-compile; what was saved is intact"
-            ) from None
         if not out_of_memory(error):
             raise
         raise UserError(_how_to_save_memory(progress.step + 1, config.rows_at_once)) from None

@@ -26,7 +26,7 @@ UNCOMPILED = [
     (name, contender)
     for name, task in TASKS.items()
     for contender in task.contenders
-    if "compiled" not in contender.options
+    if not contender.compiles
 ]
 
 
@@ -110,6 +110,13 @@ def test_the_last_mlp_runs_for_all_tokens_again(prepared, monkeypatch, task):
     assert set(shapes) == {3}  # (B, T, C)
 
 
+def test_compiling_is_of_every_block(prepared, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append(how))
+    savings.train_in(prepared["classification"][0], savings.compiled_blocks)
+    assert compiled == [{"dynamic": True}] * TINY.n_layer
+
+
 def test_useful_work_is_what_torch_counts():
     """But for half of attention, of which torch counts the part that no token sees as well, and for
     biases and norms, which it does not count."""
@@ -151,10 +158,8 @@ def test_medians_are_of_the_rounds_ratios(prepared, in_this_process, capsys):
     three = dataclasses.replace(job, settings=dataclasses.replace(SETTINGS, rounds=3))
     compiled = f"{OURS}, compiled"
     chosen = [
-        contender(OURS, 1, 10, 100),
-        contender(compiled, 2, 5, 50),
-        contender("slow", 2, 40, 300),
-    ]
+        contender(OURS, 1, 10, 100), contender(compiled, 2, 5, 50), contender("slow", 2, 40, 300),
+    ]  # fmt: skip
     runs = compare(chosen, three, (10, 100))
     assert ratios(runs).splitlines() == [
         f"{OURS} is 3.00 times as fast as slow (median of 3, 2.00 to 4.00)",
