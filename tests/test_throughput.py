@@ -194,10 +194,12 @@ def test_a_process_of_its_own_gives_back_what_it_measured(prepared):
 def test_the_script_prints_a_table_and_what_is_missing(in_this_process, call_script, monkeypatch):
     monkeypatch.setitem(SIZES, "mini", TINY)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda command: None)
     done = call_script(SCRIPT, "--model", "mini", "--rows", 8, "--max-length", 32, "--rounds", 1,
                        "--tasks", "training")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Trainer: left out, not installed: transformers, accelerate (pip install" in done.stdout
+    assert "this project, compiled: left out, because torch.compile needs a C++" in done.stdout
     assert "| this project |" in done.stdout and "matrix rate in bfloat16" in done.stdout
     assert "time of this project: data " in done.stdout
 
