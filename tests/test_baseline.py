@@ -68,7 +68,7 @@ def test_script_prints_the_same_figures_as_the_comparison(run_script, tmp_path):
 
 @pytest.mark.skipif(not (SHARED / "imdb").is_dir(), reason="the real reviews are not here")
 def test_word_counts_on_the_real_reviews():
-    """About the 85.3 % of README's curve at 6,400 labels. (All of them take 17 seconds.)"""
+    """About the 85.3 % of README's curve at 6,400 labels."""
     data = DataSettings(data=str(SHARED / "imdb"), max_train=6400, max_test=5000)
     splits = load_splits(data, seed=1)
     model = BagOfWords("count").fit(splits.train["text"], splits.train["label"].to_numpy(), 2)
