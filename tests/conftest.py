@@ -19,6 +19,10 @@ from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config
 from gpt2.pretrained import RELEASED, to_stored_names
 
+# Tests fork, and in a forked process the threads of its parent do not exist; sums over another
+# number of threads differ in their last bit. So all tests compute with one.
+torch.set_num_threads(1)
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"  # real data, where somebody put it; tests pass without
 
@@ -57,15 +61,6 @@ def wait_for_lines(process, file, count=1):
     raise AssertionError(f"{file} has no {count} lines after two minutes")
 
 
-@pytest.fixture
-def one_thread():
-    """As in forked processes: sums over two threads differ in their last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def no_network():
     before = socket.socket.connect, socket.getaddrinfo
@@ -88,6 +83,7 @@ def script_environment(tmp_path_factory):
     return environment | {
         # the checkout that is tested, whatever is installed
         "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
+        "OMP_NUM_THREADS": "1",
         "HF_HOME": str(empty / "hub"),
         "HF_HUB_OFFLINE": "1",  # or the hub retries for half a minute
         "TIKTOKEN_CACHE_DIR": str(empty / "tiktoken"),
@@ -120,7 +116,7 @@ def start_torchrun(script_environment, tmp_path):
         return subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--standalone",
              f"--nproc-per-node={count}", str(REPOSITORY / script), *map(str, arguments)],
-            cwd=cwd, env=script_environment | {"OMP_NUM_THREADS": "1"}, text=True,
+            cwd=cwd, env=script_environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -128,26 +124,14 @@ def start_torchrun(script_environment, tmp_path):
 
 
 @pytest.fixture
-def run_torchrun(start_torchrun):
-    """Like `start_torchrun`, but returns the finished process."""
-
-    def run(count, script, *arguments, **named):
-        process = start_torchrun(count, script, *arguments, **named)
-        out, said = process.communicate(timeout=240)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, said)
-
-    return run
-
-
-@pytest.fixture
 def call_script(tmp_path, monkeypatch, capsys):
     """Like `run_script`, but inside this process: for scripts that end before they train, because
     starting a process and importing torch takes seconds."""
 
-    def call(script, *arguments, cwd=tmp_path, environment=None):
+    def call(script, *arguments, cwd=tmp_path, environment=None, offline=True):
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
         empty = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "no encodings")}
         for name, value in (empty | (environment or {})).items():
             monkeypatch.setenv(name, value)

@@ -57,7 +57,6 @@ def in_processes(count, work, folder, statuses=None):
                     "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
                 }  # fmt: skip
-                torch.set_num_threads(1)  # the threads of the parent do not exist here
                 os.fsync = lambda descriptor: None
                 init_processes(CPU)
                 (folder / f"result-{number}").write_bytes(pickle.dumps(work()))

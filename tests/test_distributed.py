@@ -17,8 +17,6 @@ from gpt2.command_line import UserError
 from gpt2.distributed import on_rank_0, rank
 from gpt2.language_modelling import language_model_loss
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SHARD = torch.__version__ >= (2, 13)  # older ones shard wrongly on CPUs and are refused
 TASKS = (
     ("classification", "all", False),
@@ -31,15 +29,11 @@ TASKS = (
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What one process finds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("alone")
-    found = {
+    return {
         (task, train): run_task(folder / f"{task}-{train}", task, train)
         for task, train in {(task, train) for task, train, _ in TASKS}
     }
-    torch.set_num_threads(before)
-    return found
 
 
 @pytest.mark.parametrize("count", [2, 3])

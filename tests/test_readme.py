@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 
 import polars as pl
 import pytest
@@ -22,11 +23,15 @@ from gpt2.pretrained import download_released
 from instruction.data import SAMPLE as INSTRUCTIONS
 
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-]
+MANY = re.search(r"^## Many processes\n.*?^## ", README, re.DOTALL | re.MULTILINE).group()
+
+
+def commands_of(text):
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+COMMANDS = commands_of(README)
 # The later of two equal flags counts, so these shorten any training command.
 SHORT = shlex.split(
     "--max-train 24 --max-validation 8 --max-test 8 --epochs 1 --batch-size 8 --max-length"
@@ -82,7 +87,7 @@ def test_the_commands_are_those_that_are_tested():
     installs = [command for command in COMMANDS if command.startswith("pip ")]
     assert installs == [
         "pip install -e . && python classification/train_gpt.py",
-        "pip install -e '.[test]' && pytest",
+        "pip install -e '.[test]' && pytest -n auto",
     ]
     in_ci = (REPOSITORY / ".ci/run").read_text()
     for command in installs:
@@ -92,12 +97,15 @@ def test_the_commands_are_those_that_are_tested():
     assert all(command.startswith(("python ", "cat ", "torchrun ")) for command in others)
 
 
-def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hub, in_this_process):
+@pytest.mark.parametrize("part", [README.replace(MANY, ""), MANY], ids=["alone", "many processes"])
+def test_every_command_runs(
+    part, stand_ins, call_script, run_script, start_torchrun, hub, in_this_process
+):
     """In README's order: prediction uses what the first command trained. `gpt2` is a tiny one."""
     download_released("gpt2")
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
     ran = []  # commands that differ only in what is cut short here run once
-    for command in COMMANDS:
+    for command in commands_of(part):
         if command.startswith("pip "):
             command = "python classification/train_gpt.py"
         words = shlex.split(command)
@@ -108,13 +116,12 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
             if words[1] == "-m":
                 words[1:3] = [words[2].replace(".", "/") + ".py"]
             script, arguments = words[1], words[2:]
-            starter = None
             if words[0] == "torchrun":
                 starter = torchrun_parser().parse_args(words[1:])
                 script, arguments = starter.training_script, starter.training_script_args
             if torch.__version__ < (2, 13):  # shards wrongly on CPUs and is refused
                 arguments = [word for word in arguments if word != "--shard"]
-            if starter and starter.standalone:  # in processes that know nothing of the tiny gpt2
+            if "--shard" in arguments:  # in processes that know nothing of the tiny gpt2
                 arguments = ["mini" if word == "gpt2" else word for word in arguments]
             if not (SHARED / "tiktoken").is_dir():  # the gpt2 encoding is a download
                 arguments = ["mini" if word == "gpt2" else word for word in arguments]
@@ -132,7 +139,8 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
             if script.endswith("pretrain.py"):
                 arguments += SHORT_CORPUS
             if script.endswith("instruction_finetuning.py"):
-                arguments += [*SHORT, 128, "--test-answers", 4, "--answer-tokens", 4]
+                arguments += [*SHORT, 128]
+                arguments += shlex.split("--max-train 8 --test-answers 4 --answer-tokens 4")
             if script.endswith("decoding_speed.py"):
                 arguments += ["--new-tokens", 4, "--repeats", 1]
             if script.endswith("scaling.py"):
@@ -144,12 +152,14 @@ def test_every_command_runs(stand_ins, call_script, run_script, run_torchrun, hu
                 arguments += shlex.split("--rows 4 --rounds 1 --new-tokens 2 --tasks generation")
                 arguments += ["--max-length", 128]
                 arguments += [] if (SHARED / "tiktoken").is_dir() else ["--model", "mini"]
-            if (starter, script, arguments) in ran:
+            if (script, arguments) in ran:
                 continue
-            ran.append((starter, script, arguments))
-            if starter and starter.standalone:
-                done = run_torchrun(2, script, *arguments, cwd=stand_ins)
-            else:  # of several machines, what one process alone does
+            ran.append((script, arguments))
+            if "--shard" in arguments:  # starting these takes long, so one process does the others
+                process = start_torchrun(2, script, *arguments, cwd=stand_ins)
+                out, said = process.communicate(timeout=240)
+                done = subprocess.CompletedProcess(arguments, process.returncode, out, said)
+            else:
                 done = call_script(script, *arguments, cwd=stand_ins, environment=tokens)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout

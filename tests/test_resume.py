@@ -94,7 +94,6 @@ def in_child(work):
     """The exit status of `work` in a forked process; -9 for SIGKILL."""
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)  # the threads of the parent do not exist here
         os.fsync = lambda descriptor: None  # slow, and no kill of a process needs it
         status = 1
         try:
@@ -154,9 +153,6 @@ def what_counts(folder):
     names = ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors",
              "best/config.json", "metrics.jsonl")  # fmt: skip
     return {name: (folder / name).read_bytes() for name in names}
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=["classification", "instruction"])

@@ -6,7 +6,7 @@ import json
 import polars as pl
 import pytest
 from conftest import REPOSITORY, refused
-from small_hub import SmallHub
+from small_hub import SmallHub, turn_client_to
 
 from classification.sources import IMDB_REVISION
 
@@ -141,11 +141,16 @@ def test_other_files_train_and_predict(call_script, tmp_path, name, columns):
     assert json.loads(done.stdout)["label"] in ("no", "yes")
 
 
-def test_the_same_seed_gives_the_same_results_from_inside_the_folder(run_script, tmp_path):
+def test_the_same_seed_gives_the_same_results_from_inside_the_folder(
+    run_script, call_script, tmp_path
+):
     """`python train_gpt.py` inside classification/ works as from anywhere else."""
     results = []
-    for name, cwd in (("one", REPOSITORY / "classification"), ("two", tmp_path)):
-        done = run_script("classification/train_gpt.py", "--out", tmp_path / name, *TINY, cwd=cwd)
+    for name, run, cwd in (
+        ("one", run_script, REPOSITORY / "classification"),
+        ("two", call_script, tmp_path),
+    ):
+        done = run("classification/train_gpt.py", "--out", tmp_path / name, *TINY, cwd=cwd)
         assert done.returncode == 0, done.stderr
         result = json.loads((tmp_path / name / "results.json").read_text())
         results.append([result[key] for key in ("before", "after", "mistakes", "confusion")])
@@ -162,7 +167,7 @@ def test_runs_without_a_name_get_one_and_never_collide(call_script, tmp_path):
     }  # fmt: skip
 
 
-def test_imdb_is_downloaded_once_and_then_read_from_the_cache(run_script, tmp_path):
+def test_imdb_is_downloaded_once_and_then_read_from_the_cache(call_script, tmp_path, monkeypatch):
     def parquet(count):
         file = io.BytesIO()
         texts = [f"review {count} {i}" for i in range(count)]
@@ -176,14 +181,14 @@ def test_imdb_is_downloaded_once_and_then_read_from_the_cache(run_script, tmp_pa
         "plain_text/unsupervised-00000-of-00001.parquet": b"never asked for",
     }
     with SmallHub("stanfordnlp/imdb", IMDB_REVISION, files) as hub:
-        online = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hub"),
-                  "HF_HUB_OFFLINE": "0"}  # fmt: skip
+        turn_client_to(hub, monkeypatch)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
         train = ("classification/train_gpt.py", "--data", "imdb", *TINY, "--batch-size", 8)
-        first = run_script(*train, "--out", "one", environment=online)
+        first = call_script(*train, "--out", "one", offline=False)
         assert first.returncode == 0, first.stderr
         fetched = {path for command, path in hub.requests if command == "GET" and "storage" in path}
         assert len(fetched) == 2 and not any("unsupervised" in path for path in fetched)
-    second = run_script(*train, "--out", "two", environment=online)  # the server is gone
+    second = call_script(*train, "--out", "two", offline=False)  # the server is gone
     assert second.returncode == 0, second.stderr
     results = json.loads((tmp_path / "two/results.json").read_text())
     assert results["data"]["labels"] == ["negative", "positive"] and results["data"]["test"] == 10

@@ -66,12 +66,14 @@ def test_a_killed_process_ends_the_run_and_a_signal_stops_it(start_torchrun, cal
     assert [start["processes"] for start in config["resumed"]] == [2, 1]
 
 
-def test_pretraining_by_two_processes_is_that_by_one(run_torchrun, call_script, tmp_path):
+def test_pretraining_by_two_processes_is_that_by_one(start_torchrun, call_script, tmp_path):
     flags = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16,
              "--max-length", 64, "--max-train", 40, "--max-validation", 3, "--max-steps", 4,
              "--log-every", 1, "--precision", "float32")  # fmt: skip
-    assert run_torchrun(2, PRETRAIN, *flags, "--out", "two").returncode == 0
+    process = start_torchrun(2, PRETRAIN, *flags, "--out", "two")
     assert call_script(PRETRAIN, *flags, "--out", "one").returncode == 0
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
