@@ -34,9 +34,9 @@ def commands_of(text):
 COMMANDS = commands_of(README)
 # The later of two equal flags counts, so these shorten any training command.
 SHORT = shlex.split(
-    "--max-train 24 --max-validation 8 --max-test 8 --epochs 1 --batch-size 8 --max-length"
+    "--max-train 8 --max-validation 4 --max-test 4 --epochs 1 --batch-size 8 --max-length"
 )
-SHORT_CORPUS = shlex.split("--max-train 24 --max-validation 2 --epochs 1 --max-length 32")
+SHORT_CORPUS = shlex.split("--max-train 8 --max-validation 2 --epochs 1 --max-length 32")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_every_command_runs(
                 arguments += SHORT_CORPUS
             if script.endswith("instruction_finetuning.py"):
                 arguments += [*SHORT, 128]
-                arguments += shlex.split("--max-train 8 --test-answers 4 --answer-tokens 4")
+                arguments += shlex.split("--test-answers 2 --answer-tokens 2")
             if script.endswith("decoding_speed.py"):
                 arguments += ["--new-tokens", 4, "--repeats", 1]
             if script.endswith("scaling.py"):
