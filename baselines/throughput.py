@@ -50,6 +50,7 @@ class Contender:
     options: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()  # packages
     compiles: bool = False  # with torch.compile, for which a C++ compiler is needed
+    in_bfloat16: bool = False  # in float32 it is what this project does
 
 
 @dataclass
@@ -92,7 +93,8 @@ _HERE = [
 _SAVINGS = [
     _TRAIN_HERE,
     Contender(
-        "without bfloat16", "all in float32", savings.train_in, {"precision": "float32"}
+        "without bfloat16", "all in float32", savings.train_in, {"precision": "float32"},
+        in_bfloat16=True,
     ),
     Contender(
         "without sorting", "batches of whatever lengths come together", savings.train_in,
@@ -100,7 +102,7 @@ _SAVINGS = [
     ),
     Contender(
         "without blocks", "torch's own kernel for attention", savings.train_in,
-        {"context": savings.torchs_attention},
+        {"context": savings.torchs_attention}, in_bfloat16=True,
     ),
     Contender(
         "without skipping", "the last block's MLP for every token, read or not", savings.train_in,
@@ -182,7 +184,7 @@ TASKS = {
 # ---- the comparison
 
 
-def available(task: Task) -> list[Contender]:
+def available(task: Task, job: Job) -> list[Contender]:
     """The contenders of `task` that can run here; says of the others why they do not."""
     chosen = []
     for contender in task.contenders:
@@ -196,6 +198,8 @@ def available(task: Task) -> list[Contender]:
             shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
         ):
             print(f"  {contender.name}: left out, because torch.compile needs a C++ compiler")
+        elif contender.in_bfloat16 and not job.bfloat16:
+            print(f"  {contender.name}: left out, because in float32 there is no such saving")
         else:
             chosen.append(contender)
     return chosen
@@ -328,7 +332,7 @@ def main() -> None:
                 print(f"  {contender.name}: {contender.does.format(faster=faster)}")
             rates.append(in_own_process(matrix_rates, device))
             tokens = tokens_to_run(name, work, settings.new_tokens)
-            runs = compare(available(task), job, (settings.rows, tokens))
+            runs = compare(available(task, job), job, (settings.rows, tokens))
             rates.append(in_own_process(matrix_rates, device))
 
             # Before and after these runs: the machine may not have been the same all along.

@@ -93,6 +93,15 @@ def test_a_saving_is_left_out_and_only_then(prepared, monkeypatch, context, plac
         savings.train_in(job)
 
 
+def test_where_all_is_float32_what_bfloat16_saves_is_not_measured(prepared, capsys):
+    job, _ = prepared["classification"]
+    in_float32 = {contender.name for contender in throughput.available(TASKS["savings"], job)}
+    job = dataclasses.replace(job, on=DeviceSettings("cpu", "bfloat16"))
+    in_bfloat16 = {contender.name for contender in throughput.available(TASKS["savings"], job)}
+    assert in_bfloat16 - in_float32 == {"without bfloat16", "without blocks"}
+    assert capsys.readouterr().out.count("in float32 there is no such saving") == 2
+
+
 @pytest.mark.parametrize("task", ["classification", "instruction"])
 def test_the_last_mlp_runs_for_all_tokens_again(prepared, monkeypatch, task):
     shapes = []
