@@ -22,7 +22,7 @@ from classification.evaluation import classification_loss
 from classification.predict import predict
 from gpt2.batching import Batch, sorted_batches
 from gpt2.checkpoint import load_checkpoint
-from gpt2.device import autocast
+from gpt2.device import arithmetic, autocast
 from gpt2.generation import SamplingSettings, generate
 from gpt2.language_modelling import language_model_loss
 from gpt2.optimization import TrainingConfig
@@ -191,6 +191,8 @@ def train_with_sft(job: Job) -> Measured:
         # One more than the cut: <|endoftext|>, which this project's rows have as a target only.
         max_length=job.settings.max_length + 1,
         completion_only_loss=True,
+        # Its default, but on a machine that emulates bfloat16: there a step takes many minutes.
+        bf16=arithmetic(job.device, "auto") == "bfloat16",
         **trainer_options(job),
     )
     return timed_trainer(

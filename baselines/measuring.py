@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from baselines.workload import Job
-from gpt2.device import peak_memory
+from gpt2.device import arithmetic, peak_memory
 
 MATRIX_SIZES = {"cpu": 4096, "mps": 4096, "cuda": 8192}
 
@@ -127,10 +127,14 @@ def second_of_two(one_pass: Callable[[], Any], device: torch.device) -> float:
 
 
 def matrix_rates(device: torch.device) -> dict[str, float]:
-    """FLOP/s of a product of two square matrices that are large enough to keep `device` busy."""
+    """FLOP/s of a product of two square matrices that are large enough to keep `device` busy, in
+    float32 and, where it is the faster one, in bfloat16."""
     size = MATRIX_SIZES[device.type]
     rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    dtypes = [torch.float32]
+    if arithmetic(device, "auto") == "bfloat16":  # where it is emulated a product takes minutes
+        dtypes.append(torch.bfloat16)
+    for dtype in dtypes:
         first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         seconds = []
         for _ in range(6):

@@ -210,8 +210,18 @@ def test_the_script_prints_a_table_and_what_is_missing(in_this_process, call_scr
     assert done.returncode == 0, done.stderr
     assert "Trainer: left out, not installed: transformers, accelerate (pip install" in done.stdout
     assert "this project, compiled: left out, because torch.compile needs a C++" in done.stdout
-    assert "| this project |" in done.stdout and "matrix rate in bfloat16" in done.stdout
+    assert "| this project |" in done.stdout and "matrix rate in float32" in done.stdout
     assert "time of this project: data " in done.stdout
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_matrix_rate_is_not_measured_in_emulated_bfloat16(monkeypatch, fast):
+    """Where it is emulated, one product of the size that CPUs get took eight minutes."""
+    monkeypatch.setattr("gpt2.device._fast_bfloat16", lambda device: fast)
+    monkeypatch.setitem(measuring.MATRIX_SIZES, "cpu", 64)
+    rates = measuring.matrix_rates(torch.device("cpu"))
+    assert list(rates) == (["float32", "bfloat16"] if fast else ["float32"])
+    assert all(rate > 0 for rate in rates.values())
 
 
 def test_what_does_not_fit_is_refused(in_this_process, call_script, monkeypatch):
