@@ -23,9 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from baselines.train_logreg import FEATURES
-from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.files import write_json
-from gpt2.reporting import format_table
+from gpt2.support.errors import UserError
+from gpt2.support.files import write_json
+from gpt2.support.flags import flag, parse_flags
+from gpt2.support.script import run_script
+from gpt2.support.tables import format_table
 
 _ROOT = Path(__file__).resolve().parents[1]
 _OWN_FLAGS = set("--data --model --init --seed --max-train --max-test --out --resume".split())

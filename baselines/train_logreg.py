@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -22,9 +23,11 @@ from sklearn.linear_model import LogisticRegression
 from classification.data import Splits, describe_splits, load_splits
 from classification.evaluation import classification_metrics
 from classification.sources import DataSettings
-from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.reporting import format_table, percent
-from gpt2.run_folder import RunFolder, RunSettings
+from gpt2.support.errors import UserError
+from gpt2.support.flags import flag, parse_flags
+from gpt2.support.run_folder import RunFolder, RunSettings
+from gpt2.support.script import run_script
+from gpt2.support.tables import format_table, percent
 
 FEATURES = ("count", "tfidf", "nb")
 
@@ -123,6 +126,13 @@ def fit_baseline(
         if split != "train"
     }
     return model, metrics, seconds
+
+
+def measure_baseline(splits: Splits, features: str) -> dict[str, Any]:
+    """The part of results.json on the bag of words: name, features, seconds of training, metrics on
+    validation and test."""
+    _, metrics, seconds = fit_baseline(splits, features)
+    return {"name": "logistic regression", "features": features, "seconds": seconds} | metrics
 
 
 @dataclass

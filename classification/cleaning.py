@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import polars as pl
 
-from gpt2.files import collapse_white_space, replace_br_tags, unescape_entities
+from gpt2.support.files import collapse_white_space, replace_br_tags, unescape_entities
 
 _STEPS = {
     "HTML entities": unescape_entities,
     "<br />": replace_br_tags,
     "white space": collapse_white_space,
-}  # together they are gpt2.files.clean_text, which prediction uses
+}  # together they are gpt2.support.files.clean_text, which prediction uses
 
 # In the order of who gives way: a text that stands in two splits stays in the later one, so that
 # what is measured stays as given.

@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 
 from classification.cleaning import clean
 from classification.sources import DataSettings, read_source
-from gpt2.command_line import UserError
+from gpt2.support.errors import UserError
+from gpt2.support.splits import rows_to_keep
 
 
 @dataclass
@@ -57,24 +58,18 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     parts, cleaned, removed = clean(parts)
     _check_rows(source, parts)
     if "test" not in parts:
-        parts["train"], parts["test"] = _cut(source, parts["train"], settings.test_share, seed)
-    if "validation" not in parts:
-        parts["train"], parts["validation"] = _cut(
-            source, parts["train"], settings.validation_share, seed
+        parts["train"], parts["test"] = _split_off(
+            source, parts["train"], settings.test_share, seed
         )
+    if "validation" not in parts:
+        share = settings.validation_share
+        parts["train"], parts["validation"] = _split_off(source, parts["train"], share, seed)
     classes = parts["train"]["label"].n_unique()
     if 0 < settings.max_train < classes:
         raise UserError(f"--max-train {settings.max_train} is fewer than the {classes} classes")
-    max_validation = settings.max_validation
-    if settings.max_train and not max_validation:
-        # 64 training rows on trial should not be followed by 5,000 for validation.
-        share = min(1, settings.max_train / len(parts["train"]))
-        max_validation = math.ceil(share * len(parts["validation"]))
-    for split, rows in (
-        ("train", settings.max_train),
-        ("validation", max_validation),
-        ("test", settings.max_test),
-    ):
+    sizes = {split: len(frame) for split, frame in parts.items()}
+    limits = settings.max_train, settings.max_validation, settings.max_test
+    for split, rows in rows_to_keep(sizes, *limits).items():
         if rows:
             parts[split] = _keep(parts[split], rows, seed)
     _check_rows(source, parts)  # again: cutting may have lost a class
@@ -120,7 +115,7 @@ def _label_order(label: str) -> tuple[int, float, str]:
     return (0, value, label) if math.isfinite(value) else (1, 0.0, label)
 
 
-def _cut(
+def _split_off(
     source: str, frame: pl.DataFrame, share: float, seed: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Cut `share` of the rows off, stratified by label. Rows of one `group` stay together; the

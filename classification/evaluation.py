@@ -9,13 +9,10 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from classification.data import IMDbDataset
-from gpt2.batching import Batch, collate, sorted_batches
-from gpt2.device import autocast
-from gpt2.distributed import gather, share
-from gpt2.stopping import stop_if_asked
+from gpt2.batching import Batch, collate, map_batches, sorted_batches
+from gpt2.support.device import autocast
 
 
 def classification_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -32,28 +29,24 @@ def predict_log_probabilities(
     dataset: IMDbDataset,
     batch_size: int,
     precision: str,
-    progress: str = "",
-    most_tokens: int = 0,
+    desc: str = "",
+    max_tokens: int = 0,
 ) -> np.ndarray:
     """(rows, num_classes) float32: the log-probability of each class, in the order of the rows.
-    The model must be in evaluation mode. With `progress`, a bar of that name is shown. A batch has
-    at most `batch_size` rows and, unless 0, `most_tokens` tokens."""
+    The model must be in evaluation mode. A batch has at most `batch_size` rows and, unless 0,
+    `max_tokens` tokens. `desc` names the bar."""
     device = next(model.parameters()).device
-    batches = sorted_batches(dataset.lengths, batch_size, most_tokens)
-    numbers = share(range(len(batches)))
-    if progress:
-        numbers = tqdm(numbers, desc=progress, unit="batch", disable=None, leave=False)
-    found: dict[int, Tensor] = {}  # of each batch
-    for number in numbers:
-        batch = collate([dataset[row] for row in batches[number]]).to(device)
+    batches = sorted_batches(dataset.lengths, batch_size, max_tokens)
+
+    def log_probabilities_of(rows: list[int]) -> Tensor:
+        batch = collate([dataset[row] for row in rows]).to(device)
         with autocast(device, precision):
-            logits = model(batch.tokens, batch.lengths)
-        found[number] = logits.float().log_softmax(dim=1).cpu()
-        stop_if_asked()
-    found = gather(found)
-    results = torch.cat([found[number] for number in range(len(batches))])
-    log_probabilities = torch.empty_like(results)
-    log_probabilities[[row for rows in batches for row in rows]] = results
+            logits = model(batch.tokens, batch.lengths)  # (B, num_classes)
+        return logits.float().log_softmax(dim=1).cpu()
+
+    found = torch.cat(map_batches(log_probabilities_of, batches, desc))
+    log_probabilities = torch.empty_like(found)
+    log_probabilities[[row for rows in batches for row in rows]] = found  # as the rows came
     return log_probabilities.numpy()
 
 

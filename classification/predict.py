@@ -23,12 +23,14 @@ import numpy as np
 
 from classification.data import IMDbDataset
 from classification.evaluation import predict_log_probabilities
-from gpt2.checkpoint import Checkpoint, load_checkpoint
-from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.device import DeviceSettings, autocast, choose_device
-from gpt2.files import clean_text
+from gpt2.checkpoint import Recipe, load_checkpoint
 from gpt2.model import GPT2
-from gpt2.reporting import shorten
+from gpt2.support.device import DeviceSettings, autocast, choose_device
+from gpt2.support.errors import UserError
+from gpt2.support.files import clean_text
+from gpt2.support.flags import flag, parse_flags
+from gpt2.support.script import run_script
+from gpt2.support.tables import shorten
 
 _CHUNK = 4096  # texts in memory at once; sorted by length inside a chunk, so little is padded
 
@@ -44,15 +46,15 @@ class PredictSettings:
 
 def predict(
     model: GPT2,
-    checkpoint: Checkpoint,
+    recipe: Recipe,
     texts: Iterable[str],
     batch_size: int = 32,
     precision: str = "auto",
 ) -> Iterator[tuple[str, dict[str, float] | None]]:
     """Each text, in order, with the probability of each label; None for a text without content.
     `model` must be in evaluation mode; no more than 4,096 texts are held at once."""
-    labels, max_length = checkpoint.settings["labels"], checkpoint.settings["max_length"]
-    truncation = checkpoint.settings["truncation"]
+    labels, max_length = recipe.settings["labels"], recipe.settings["max_length"]
+    truncation = recipe.settings["truncation"]
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, _CHUNK)):
         cleaned = [clean_text(text) for text in chunk]
@@ -60,9 +62,7 @@ def predict(
         answers: list[dict[str, float] | None] = [None] * len(chunk)
         if places:
             rows = [cleaned[place] for place in places]
-            dataset = IMDbDataset(
-                rows, [0] * len(rows), checkpoint.encoding, max_length, truncation
-            )
+            dataset = IMDbDataset(rows, [0] * len(rows), recipe.encoding, max_length, truncation)
             # Around all batches: inside one autocast the weights are cast once. (Not in training's
             # evaluations: of a model in parts, each process would then keep the whole.)
             with autocast(model.wte.weight.device, precision):
@@ -89,8 +89,8 @@ def main() -> None:
     if settings.file and not Path(settings.file).is_file():
         raise UserError(f"--file {settings.file}: no such file")
     device = choose_device(on.device)
-    model, checkpoint = load_checkpoint(arguments.run, "classification")
-    labels = checkpoint.settings["labels"]
+    model, recipe = load_checkpoint(arguments.run, "classification")
+    labels = recipe.settings["labels"]
 
     if settings.file:
         source = open(settings.file, encoding="utf-8-sig", newline="\n")
@@ -103,7 +103,7 @@ def main() -> None:
     with source as lines:
         answers = predict(
             model.to(device),
-            checkpoint,
+            recipe,
             arguments.texts or _lines(lines, settings.file or "standard input"),
             settings.batch_size,
             on.precision,

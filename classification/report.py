@@ -8,8 +8,8 @@ import numpy as np
 
 from classification.data import Splits
 from classification.evaluation import confident_mistakes, confusion, per_class_metrics
-from gpt2.reporting import format_table, percent, plot_curves
-from gpt2.run_folder import RunFolder
+from gpt2.support.run_folder import RunFolder
+from gpt2.support.tables import format_table, percent, plot_curves
 
 
 def comparison_table(results: dict[str, Any]) -> str:

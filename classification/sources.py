@@ -9,10 +9,13 @@ from pathlib import Path
 
 import polars as pl
 
-from gpt2.command_line import UserError, flag, flag_name
-from gpt2.files import TABLE_SUFFIXES, read_table, read_utf8
-from gpt2.hub import download_dataset
+from gpt2.support.errors import UserError
+from gpt2.support.files import TABLE_SUFFIXES, read_table, read_utf8
+from gpt2.support.flags import flag, flag_name
+from gpt2.support.hub import download_dataset
+from gpt2.support.splits import data_name
 
+BUILT_IN = ("sample", "imdb")
 SAMPLE = Path(__file__).parent / "sample_reviews.csv"
 IMDB_LABELS = {"0": "negative", "1": "positive"}  # as the stanfordnlp/imdb dataset card names them
 IMDB_FILES = ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet")
@@ -69,7 +72,7 @@ def read_source(settings: DataSettings) -> tuple[str, dict[str, pl.DataFrame]]:
 
     Raises UserError if the data is missing or is not as the settings say.
     """
-    name, path = source_name(settings.data), Path(settings.data)
+    name, path = data_name(settings.data, BUILT_IN), Path(settings.data)
     if settings.data == "sample":
         _refuse_columns(settings)
         frame = read_table(SAMPLE)
@@ -100,11 +103,6 @@ def read_source(settings: DataSettings) -> tuple[str, dict[str, pl.DataFrame]]:
         )
         for split, found in _split_files(path).items()
     }
-
-
-def source_name(data: str) -> str:
-    """The name of what `--data` names: itself if built in, else without folder and suffix."""
-    return data if data in ("sample", "imdb") else Path(data).resolve().stem
 
 
 def _refuse_columns(settings: DataSettings) -> None:

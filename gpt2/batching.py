@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from gpt2.command_line import UserError
+from gpt2.support.distributed import gather, share
+from gpt2.support.errors import UserError
+from gpt2.support.stopping import stop_if_asked
+
+T = TypeVar("T")
 
 IGNORE = -100  # a target on which no loss is taken; cross_entropy's own default
 
@@ -93,32 +100,70 @@ def shuffled_batches(
     return batches
 
 
-def cut_batch(
-    rows: Sequence[int], lengths: Sequence[int], most_rows: int, most_tokens: int = 0
-) -> list[list[int]]:
-    """The `rows` of one batch, in their order, cut into micro-batches of at most `most_rows` rows
-    and `most_tokens` tokens, padding included; 0 tokens set no limit. A row with more stands alone.
+def steps_from(
+    first: int, steps: int, lengths: Sequence[int], batch_size: int, seed: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Each step from `first` to `steps` - 1 and its rows. Which rows a step has depends on its
+    number alone, so that a resumed run goes on with the rows that it would have had.
 
-    >>> cut_batch([0, 1, 2, 3], lengths=[2, 2, 5, 9], most_rows=8, most_tokens=6)
+    >>> list(steps_from(1, 3, lengths=[5, 5, 5], batch_size=2, seed=0))
+    [(1, [2, 0]), (2, [1])]
+    """
+    steps_per_epoch = math.ceil(len(lengths) / batch_size)
+    for step in range(first, steps):
+        epoch, place = divmod(step, steps_per_epoch)
+        if place == 0 or step == first:
+            batches = shuffled_batches(lengths, batch_size, seed, epoch)
+        yield step, batches[place]
+
+
+def cut_batch(
+    rows: Sequence[int], lengths: Sequence[int], max_rows: int, max_tokens: int = 0
+) -> list[list[int]]:
+    """The `rows` of one batch, in their order, cut into micro-batches of at most `max_rows` rows
+    and `max_tokens` tokens, padding included; 0 tokens set no limit. A row with more stands alone.
+
+    >>> cut_batch([0, 1, 2, 3], lengths=[2, 2, 5, 9], max_rows=8, max_tokens=6)
     [[0, 1], [2], [3]]
     """
     micro_batches: list[list[int]] = []
     longest = 0
     for row in rows:
         longest = max(longest, int(lengths[row]))
-        size = len(micro_batches[-1]) if micro_batches else most_rows
-        if size == most_rows or (most_tokens and (size + 1) * longest > most_tokens):
+        size = len(micro_batches[-1]) if micro_batches else max_rows
+        if size == max_rows or (max_tokens and (size + 1) * longest > max_tokens):
             micro_batches.append([])
             longest = int(lengths[row])
         micro_batches[-1].append(row)
     return micro_batches
 
 
-def sorted_batches(
-    lengths: Sequence[int], batch_size: int, most_tokens: int = 0
-) -> list[list[int]]:
+def sorted_batches(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> list[list[int]]:
     """The row numbers of each batch for evaluation and prediction: every row once, longest first,
-    so that a batch that does not fit into memory fails at once and not at the end. `most_tokens` is
+    so that a batch that does not fit into memory fails at once and not at the end. `max_tokens` is
     as in `cut_batch`."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
-    return cut_batch(order, lengths, batch_size, most_tokens)
+    return cut_batch(order, lengths, batch_size, max_tokens)
+
+
+def map_batches(
+    compute: Callable[[list[int]], T],
+    batches: Sequence[list[int]],
+    desc: str = "",
+    together: bool = False,
+) -> list[T]:
+    """What `compute` makes of the rows of each batch, in the order of the batches, on however many
+    processes: each takes its part of the batches or, `together`, all of them. Evaluation and
+    answering go through here. `desc` names a bar; without it none is shown.
+
+    Raises Stopped between two batches if Ctrl-C or SIGTERM has come.
+    """
+    numbers = range(len(batches)) if together else share(range(len(batches)))
+    if desc:
+        numbers = tqdm(numbers, desc=desc, unit="batch", disable=None, leave=False)
+    found: dict[int, T] = {}
+    for number in numbers:
+        found[number] = compute(batches[number])
+        stop_if_asked()
+    found = gather(found)
+    return [found[number] for number in range(len(batches))]

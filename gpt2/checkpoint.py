@@ -23,12 +23,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gpt2.command_line import UserError
-from gpt2.distributed import distribute_like, full_tensor, on_rank_0, rank, reshard
-from gpt2.durable import MANIFEST, check_folder, replacing_folder, whole_folder
-from gpt2.files import write_json
-from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.heads import build_head, describe_head
 from gpt2.model import GPT2, GPT2Config
+from gpt2.support.distributed import distribute_like, full_tensor, on_rank_0, rank, reshard
+from gpt2.support.durable import MANIFEST, check_folder, replacing_folder, whole_folder
+from gpt2.support.errors import UserError
+from gpt2.support.files import write_json
 from gpt2.tokenizer import load_encoding, save_encoding
 
 # What each task needs to prepare new text as it was prepared for training.
@@ -40,9 +40,10 @@ SETTINGS = {
 
 
 @dataclass
-class Checkpoint:
-    """What stands beside the weights: all that is needed to use the model without the run's data.
-    `settings` has the keys that `SETTINGS` lists for `task`."""
+class Recipe:
+    """What is saved beside the weights: how the model's input is prepared and its output read, so
+    that the model can be used without the run's data. `settings` has the keys that `SETTINGS` lists
+    for `task`."""
 
     task: str
     encoding: tiktoken.Encoding
@@ -50,8 +51,8 @@ class Checkpoint:
 
 
 @dataclass
-class Progress:
-    """Where the training loop stands: all that it counts, but for what follows from these."""
+class TrainingState:
+    """Where the training loop stands: all its counters, but for what follows from these."""
 
     step: int = 0  # optimizer steps taken
     evaluated_at: int = -1  # the step of the last evaluation
@@ -73,8 +74,8 @@ class Progress:
 def save_checkpoint(
     folder: Path,
     model: GPT2,
-    checkpoint: Checkpoint,
-    progress: Progress,
+    recipe: Recipe,
+    state: TrainingState,
     optimizer: torch.optim.Optimizer | None = None,
     data: str = "",
 ) -> None:
@@ -84,12 +85,12 @@ def save_checkpoint(
     Raises UserError if it cannot be written; `folder` is then as it was.
     """
     description = {
-        "task": checkpoint.task,
+        "task": recipe.task,
         "model": dataclasses.asdict(model.config),
-        "head": _describe_head(model.head),
-        "settings": checkpoint.settings,
-        "step": progress.step,
-        "validation": progress.validation,
+        "head": describe_head(model.head),
+        "settings": recipe.settings,
+        "step": state.step,
+        "validation": state.validation,
     }
     weights = _on_cpu(_tensors(model))
     moments = _on_cpu(_optimizer_tensors(model, optimizer)) if optimizer else {}
@@ -97,11 +98,11 @@ def save_checkpoint(
     def write() -> None:
         with replacing_folder(folder) as new:
             save_file(weights, new / "model.safetensors")
-            save_encoding(checkpoint.encoding, new)
+            save_encoding(recipe.encoding, new)
             write_json(new / "config.json", description)
             if optimizer:
                 save_file(moments, new / "optimizer.safetensors")
-                training = {"progress": dataclasses.asdict(progress), "data": data}
+                training = {"progress": dataclasses.asdict(state), "data": data}
                 write_json(new / "training.json", training)
 
     on_rank_0(write)
@@ -109,7 +110,7 @@ def save_checkpoint(
 
 def load_training(
     folder: Path, model: GPT2, optimizer: torch.optim.Optimizer, data: str
-) -> Progress:
+) -> TrainingState:
     """Make `model` and `optimizer` what they were when `folder` was saved; returns where the loop
     stood.
 
@@ -120,9 +121,9 @@ def load_training(
     check_folder(folder)
     try:
         training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        known = {field.name for field in dataclasses.fields(Progress)}
+        known = {field.name for field in dataclasses.fields(TrainingState)}
         counted = training["progress"]  # older code saved more
-        progress = Progress(**{name: counted[name] for name in counted if name in known})
+        state = TrainingState(**{name: counted[name] for name in counted if name in known})
         data_then = training["data"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'training.json'}: cannot be resumed from ({error!r})") from None
@@ -137,15 +138,15 @@ def load_training(
         if parameter.requires_grad:
             prefix = name + "/"
             optimizer.state[parameter] = {
-                # a copy: what safetensors reads stays bound to the file, and the file on disk
+                # a copy: a view of the mapped file would keep the file open
                 key.removeprefix(prefix): distribute_like(tensor.clone(), parameter)
                 for key, tensor in moments.items()
                 if key.startswith(prefix)
             }
-    return progress
+    return state
 
 
-def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
+def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
     """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
     folder. The model is on the CPU and in evaluation mode.
 
@@ -167,7 +168,7 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found_task = description["task"]
         config = GPT2Config(**description["model"])
-        head = _build_head(config, description["head"])
+        head = build_head(config, description["head"])
         saved = {"truncation": "head"} | description["settings"]  # older runs know no other
         settings = {name: saved[name] for name in SETTINGS[found_task]}
     except (ValueError, TypeError, KeyError) as error:
@@ -176,7 +177,7 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Checkpoint]:
         raise UserError(f"{path}: a model for {found_task}, not for {task}")
     model = GPT2(config, head)
     _copy_weights(folder / "model.safetensors", model)
-    return model.eval(), Checkpoint(found_task, load_encoding(folder), settings)
+    return model.eval(), Recipe(found_task, load_encoding(folder), settings)
 
 
 def load_weights(folder: Path, model: GPT2) -> None:
@@ -234,19 +235,3 @@ def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if rank() == 0:
             found[name] = tensor.cpu().contiguous()
     return found
-
-
-def _describe_head(head: torch.nn.Module) -> dict[str, Any]:
-    if isinstance(head, LanguageModelHead):
-        return {"kind": "language model"}
-    return {
-        "kind": "classification",
-        "num_classes": head.num_classes,
-        "pooling": head.pooling,
-    }
-
-
-def _build_head(config: GPT2Config, description: dict[str, Any]) -> torch.nn.Module:
-    if description["kind"] == "language model":
-        return LanguageModelHead(config)
-    return ClassificationHead(config, description["num_classes"], description["pooling"])

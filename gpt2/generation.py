@@ -10,9 +10,9 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from gpt2.command_line import flag
-from gpt2.device import autocast
 from gpt2.model import GPT2, KeyValueCache
+from gpt2.support.device import autocast
+from gpt2.support.flags import flag
 
 
 @dataclass

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from gpt2.batching import IGNORE, Batch, collate, sorted_batches
-from gpt2.device import autocast
-from gpt2.distributed import gather, share
+from gpt2.batching import IGNORE, Batch, collate, map_batches, sorted_batches
 from gpt2.heads import LanguageModelHead
-from gpt2.stopping import stop_if_asked
+from gpt2.support.device import autocast
 
 _TARGETS_AT_ONCE = 1024  # whose logits are in memory
 _ROWS_AT_ONCE = 64  # of these logits, taken through softmax while they are in the cache
@@ -82,7 +79,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        # Saves a pass over the vocabulary's gradient. To ask a GPU would be to wait for it.
+        # Saves a pass over the vocabulary's gradient. Not checked on a GPU, where reading the value
+        # would wait for all work before it.
         if loss_gradient.is_cpu and loss_gradient == 1:
             return hidden_gradient, weight_gradient, None
         return (
@@ -98,28 +96,24 @@ def evaluate_loss(
     dataset: Dataset,
     batch_size: int,
     precision: str,
-    progress: str = "",
-    most_tokens: int = 0,
+    desc: str = "",
+    max_tokens: int = 0,
 ) -> dict[str, float]:
     """Mean loss (nats) and perplexity over all targets of `dataset`. The model must be in
     evaluation mode. The mean is over targets, not over batches: the same at any batch size. A batch
-    has at most `batch_size` rows and, unless 0, `most_tokens` tokens."""
+    has at most `batch_size` rows and, unless 0, `max_tokens` tokens. `desc` names the bar."""
     device = next(model.parameters()).device
-    batches = sorted_batches(dataset.lengths, batch_size, most_tokens)
-    numbers = share(range(len(batches)))
-    if progress:
-        numbers = tqdm(numbers, desc=progress, unit="batch", disable=None, leave=False)
-    losses: dict[int, tuple[float, int]] = {}
-    for number in numbers:
-        batch = collate([dataset[row] for row in batches[number]]).to(device)
+
+    def loss_of(rows: list[int]) -> tuple[float, int]:
+        batch = collate([dataset[row] for row in rows]).to(device)
         with autocast(device, precision):
             loss, count = language_model_loss(model, batch)
-        losses[number] = loss.item(), count
-        stop_if_asked()
-    losses = gather(losses)
+        return loss.item(), count
+
+    losses = map_batches(loss_of, sorted_batches(dataset.lengths, batch_size, max_tokens), desc)
     # in the order of the batches: the same sum on any number of processes
-    total = sum(losses[number][0] for number in range(len(batches)))
-    targets = sum(losses[number][1] for number in range(len(batches)))
+    total = sum(loss for loss, _ in losses)
+    targets = sum(count for _, count in losses)
     return {"loss": total / targets, "perplexity": perplexity(total / targets)}
 
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gpt2.heads import ClassificationHead, LanguageModelHead
-
 
 @dataclass(frozen=True)
 class GPT2Config:
@@ -57,8 +55,201 @@ SIZES = {
 }
 
 
-QUERIES_AT_ONCE = 128  # in the attention below; fewer make products too small to be fast
-LONG = 768  # tokens from which on torch's kernel works in larger parts and is the faster one
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a token sees itself and the tokens to its left.
+
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
+    """
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        B, T, C = x.size()
+        head_size = C // self.n_head
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        q = q.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+        k = k.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+        v = v.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+
+        # softmax(q k^T / sqrt(head_size)) v, in which each token sees itself and those to its left
+        if cache is None:
+            y = causal_attention(q, k, v, self.dropout if self.training else 0.0)
+        else:  # generation: k and v of the tokens before are in the cache
+            k, v, visible = cache.extend(k, v)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(head_size)) v for queries, keys and values (B, n_head, T, head_size),
+    where no token sees those to its right; (B, n_head, T, head_size). Vaswani et al. 2017, section
+    3.2.1.
+
+    No padding mask: rows are padded on the right, so every pad that a real token could see stands
+    to its right and is hidden already.
+    """
+    if in_blocks(q.device, q.dtype, q.size(2)) and q.requires_grad:
+        return _attention_in_blocks(q, k, v, dropout)
+    # A mask together with is_causal is an error or, on some kernels, ignored (PyTorch #103749).
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+
+class MLP(nn.Module):
+    """The position-wise feed-forward half of a block: widen four times, GELU, narrow again."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # GPT-2 was trained with the tanh approximation; exact GELU shifts every logit a little.
+        x = F.gelu(self.c_fc(x), approximate="tanh")
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One transformer block. The norms stand before attention and MLP (pre-norm), so the residual
+    stream itself is never normalised between the embeddings and `ln_f`."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        cache: LayerCache | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """(B, T, C) from (B, T, C); or (N, C) where `at` names N tokens by row and position, two
+        (N,) int64. The trunk does so in the last block, whose other tokens nobody reads."""
+        x = x + self.attn(self.ln_1(x), cache)
+        if at is not None:  # after attention no token looks at another
+            x = x[at]  # (N, C)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class GPT2(nn.Module):
+    """The trunk, and one head on it. Swapping the head is this one argument:
+
+    >>> from gpt2.heads import ClassificationHead, LanguageModelHead
+    >>> config = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=16, vocab_size=100)
+    >>> tokens, lengths = torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([3, 1])
+    >>> GPT2(config, LanguageModelHead(config))(tokens, lengths).shape
+    torch.Size([2, 3, 100])
+    >>> GPT2(config, ClassificationHead(config, num_classes=2))(tokens, lengths).shape
+    torch.Size([2, 2])
+    """
+
+    def __init__(self, config: GPT2Config, head: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.apply(self._initialise)
+        self.head = head
+        self.tie()
+        # Keep only each block's input for the backward pass, and compute the rest once more (Chen
+        # et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). The training loop sets it.
+        self.activation_checkpointing = False
+
+    def tie(self) -> None:
+        """Make the output embedding the input embedding, one tensor, if the head has one to tie.
+        Call it again after putting another tensor in the place of `wte.weight`."""
+        if self.head.ties_wte:
+            self.head.weight = self.wte.weight
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if hasattr(module, "c_proj"):  # attention and MLP: what goes back into the residual stream
+            # Each block adds two projections to the residual stream; the smaller start keeps its
+            # variance independent of depth (GPT-2 paper, section 2.3).
+            nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        cache: KeyValueCache | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """What the trunk makes of `tokens` (B, T) int64: hidden states (B, T, C).
+
+        With a `cache`, `tokens` go on where each row of it ends. With `at`, rows and positions in
+        `tokens`, each (N,) int64, hidden states (N, C) of these alone, and the last block's MLP
+        runs for no others. Raises ValueError if the rows are longer than the context.
+        """
+        T = tokens.size(1)
+        width = T if cache is None else cache.width + T
+        if width > self.config.n_positions:
+            raise ValueError(f"{width} tokens do not fit in a context of {self.config.n_positions}")
+        positions = torch.arange(T, device=tokens.device)
+        if cache is not None:
+            positions = positions + cache.lengths.unsqueeze(1)  # (B, T)
+        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C) or (B, T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for layer, block in enumerate(self.h):
+            layer_cache = None
+            if cache is not None:
+                layer_cache = LayerCache(cache.keys[layer], cache.values[layer], positions, width)
+            is_last = layer == len(self.h) - 1
+            inputs = x, layer_cache, at if is_last else None
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *inputs, use_reentrant=False)  # with the same dropout again
+            else:
+                x = block(*inputs)
+        return self.ln_f(x)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The head's logits for `tokens` (B, T) int64, right-padded, with `lengths` (B,) real
+        tokens in each row. What the pads hold does not matter."""
+        hidden = self.hidden_states(tokens, at=self.head.looks_at(lengths))  # (B, T, C) or (B, C)
+        return self.head(hidden, lengths)
+
+
+def choose_trainable(model: GPT2, train: str) -> None:
+    """Freeze all of `model` but what `train` names.
+
+    "all", "head" (nothing but the head), or "last:N" (the last N blocks, `ln_f` and the head).
+    With a tied language modelling head, training the head trains `wte`: they are one tensor.
+
+    Raises ValueError if `train` is none of these, or if there are fewer than N blocks.
+    """
+    if train == "all":
+        trained = [model]
+    elif train == "head":
+        trained = [model.head]
+    elif train.startswith("last:") and train[5:].isdecimal():
+        count, blocks = int(train[5:]), len(model.h)
+        if not 1 <= count <= blocks:
+            raise ValueError(f"last:{count} is not possible: the model has {blocks} blocks")
+        trained = [*model.h[-count:], model.ln_f, model.head]
+    else:
+        raise ValueError(f"'{train}' is not one of all, head, last:N (N blocks)")
+    model.requires_grad_(False)
+    for module in trained:
+        module.requires_grad_(True)
+
+
+# --- For speed: nothing below changes what the model computes. The key-value cache of generation,
+# and attention written out, which is faster on CPUs.
 
 
 class KeyValueCache:
@@ -110,22 +301,13 @@ class LayerCache:
         return self.keys[:, :, : self.width], self.values[:, :, : self.width], visible
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Attention of queries, keys and values (B, n_head, T, head_size) in which no token sees those
-    to its right; (B, n_head, T, head_size). Vaswani et al. 2017, section 3.2.1.
-
-    No padding mask: rows are padded on the right, so what is hidden already includes every pad that
-    a real token could see.
-    """
-    if in_blocks(q.device, q.dtype, q.size(2)) and q.requires_grad:
-        return _attention_in_blocks(q, k, v, dropout)
-    # A mask together with is_causal is an error or, on some kernels, ignored (PyTorch #103749).
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+QUERIES_AT_ONCE = 128  # in the attention below; fewer make products too small to be fast
+KERNEL_FROM = 768  # tokens: from here on torch's kernel is the faster one, also backwards
 
 
 def in_blocks(device: torch.device, dtype: torch.dtype, length: int) -> bool:
     """Whether training on rows of `length` tokens is faster with the formula written out below."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and length < LONG
+    return device.type == "cpu" and dtype == torch.bfloat16 and length < KERNEL_FROM
 
 
 def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -143,183 +325,3 @@ def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Ten
         scores += mask[start:end, :end]
         outputs.append(F.dropout(scores.softmax(dim=3), dropout) @ v[:, :, :end])
     return torch.cat(outputs, dim=2)
-
-
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and the tokens to its left.
-
-    Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
-    """
-
-    def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        self.n_head = config.n_head
-        self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
-
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        B, T, C = x.size()
-        head_size = C // self.n_head
-        q, k, v = self.c_attn(x).split(C, dim=2)
-        q = q.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
-        k = k.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
-        v = v.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
-
-        if cache is not None:
-            k, v, visible = cache.extend(k, v)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        else:
-            y = causal_attention(q, k, v, self.dropout if self.training else 0.0)
-
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
-
-
-class MLP(nn.Module):
-    """The position-wise feed-forward half of a block: widen four times, GELU, narrow again."""
-
-    def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        self.dropout = config.dropout
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # GPT-2 was trained with the tanh approximation; exact GELU shifts every logit a little.
-        x = F.gelu(self.c_fc(x), approximate="tanh")
-        return F.dropout(self.c_proj(x), self.dropout, self.training)
-
-
-class Block(nn.Module):
-    """One transformer block. The norms stand before attention and MLP (pre-norm), so the residual
-    stream itself is never normalised between the embedding and `ln_f`."""
-
-    def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=1e-5)
-        self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
-        self.mlp = MLP(config)
-
-    def forward(
-        self,
-        x: Tensor,
-        cache: LayerCache | None = None,
-        at: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """(B, T, C) from (B, T, C); or (N, C) where `at` names N tokens by row and position, two
-        (N,) int64. The trunk does so in the last block, whose other tokens nobody reads."""
-        x = x + self.attn(self.ln_1(x), cache)
-        if at is not None:  # after attention no token looks at another
-            x = x[at]  # (N, C)
-        x = x + self.mlp(self.ln_2(x))
-        return x
-
-
-class GPT2(nn.Module):
-    """The trunk, and one head on it. Swapping the head is this one argument:
-
-    >>> from gpt2.heads import ClassificationHead, LanguageModelHead
-    >>> config = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=16, vocab_size=100)
-    >>> tokens, lengths = torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([3, 1])
-    >>> GPT2(config, LanguageModelHead(config))(tokens, lengths).shape
-    torch.Size([2, 3, 100])
-    >>> GPT2(config, ClassificationHead(config, num_classes=2))(tokens, lengths).shape
-    torch.Size([2, 2])
-    """
-
-    def __init__(self, config: GPT2Config, head: nn.Module) -> None:
-        super().__init__()
-        self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
-        self.apply(self._initialise)
-        self.head = head
-        self.tie()
-        # Keep each block's input alone for the backward pass, and compute the rest once more (Chen
-        # et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). The training loop sets it.
-        self.activation_checkpointing = False
-
-    def tie(self) -> None:
-        """Make the output embedding the input embedding: one tensor, unless the shape says
-        otherwise. To be called again by whoever puts another tensor in the place of `wte`'s."""
-        if isinstance(self.head, LanguageModelHead) and self.config.tie_word_embeddings:
-            self.head.weight = self.wte.weight
-
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if hasattr(module, "c_proj"):  # attention and MLP: what goes back into the residual stream
-            # Each block adds two projections to the residual stream; the smaller start keeps its
-            # variance independent of depth (GPT-2 paper, section 2.3).
-            nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    def hidden_states(
-        self,
-        tokens: Tensor,
-        cache: KeyValueCache | None = None,
-        at: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """What the trunk makes of `tokens` (B, T) int64: hidden states (B, T, C).
-
-        With a `cache`, `tokens` go on where each row of it ends. With `at`, rows and positions in
-        `tokens`, each (N,) int64, hidden states (N, C) of these alone, and the last block's MLP
-        runs for no others. Raises ValueError if the rows are longer than the context.
-        """
-        T = tokens.size(1)
-        width = T if cache is None else cache.width + T
-        if width > self.config.n_positions:
-            raise ValueError(f"{width} tokens do not fit in a context of {self.config.n_positions}")
-        positions = torch.arange(T, device=tokens.device)
-        if cache is not None:
-            positions = positions + cache.lengths.unsqueeze(1)  # (B, T)
-        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C) or (B, T, C)
-        x = F.dropout(x, self.config.dropout, self.training)
-        for layer, block in enumerate(self.h):
-            layer_cache = None
-            if cache is not None:
-                layer_cache = LayerCache(cache.keys[layer], cache.values[layer], positions, width)
-            is_last = layer == len(self.h) - 1
-            inputs = x, layer_cache, at if is_last else None
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *inputs, use_reentrant=False)  # with the same dropout again
-            else:
-                x = block(*inputs)
-        return self.ln_f(x)
-
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The head's logits for `tokens` (B, T) int64, right-padded, with `lengths` (B,) real
-        tokens in each row. What the pads hold does not matter."""
-        at = None  # a head of your own gets all tokens
-        if type(self.head) is ClassificationHead:
-            at = self.head.looks_at(lengths)
-        return self.head(self.hidden_states(tokens, at=at), lengths)
-
-
-def choose_trainable(model: GPT2, train: str) -> None:
-    """Freeze all of `model` but what `train` names.
-
-    "all", "head" (nothing but the head), or "last:N" (the last N blocks, `ln_f` and the head).
-    With a tied language modelling head, training the head trains `wte`: they are one tensor.
-
-    Raises ValueError if `train` is none of these, or if there are fewer than N blocks.
-    """
-    if train == "all":
-        trained = [model]
-    elif train == "head":
-        trained = [model.head]
-    elif train.startswith("last:") and train[5:].isdecimal():
-        count, blocks = int(train[5:]), len(model.h)
-        if not 1 <= count <= blocks:
-            raise ValueError(f"last:{count} is not possible: the model has {blocks} blocks")
-        trained = [*model.h[-count:], model.ln_f, model.head]
-    else:
-        raise ValueError(f"'{train}' is not one of all, head, last:N (N blocks)")
-    model.requires_grad_(False)
-    for module in trained:
-        module.requires_grad_(True)

@@ -7,10 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gpt2.command_line import UserError, flag
 from gpt2.model import GPT2
+from gpt2.support.distributed import reshard
+from gpt2.support.errors import UserError
+from gpt2.support.flags import flag
 
 
 @dataclass
@@ -105,6 +108,20 @@ class TrainingConfig:
         return self.micro_batch_size or self.batch_size
 
 
+def steps_per_epoch(rows: int, config: TrainingConfig) -> int:
+    """Optimizer steps that one pass over `rows` training rows takes."""
+    return math.ceil(rows / config.batch_size)
+
+
+def count_steps(rows: int, config: TrainingConfig) -> int:
+    """Optimizer steps of the whole run: --epochs passes, cut by --max-steps. Without --epochs 3
+    passes, or on little data as many as make 180 steps."""
+    one_epoch = steps_per_epoch(rows, config)
+    epochs = config.epochs or max(3, math.ceil(180 / one_epoch))
+    steps = epochs * one_epoch
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     """The rate of optimizer step `step` (0 to steps - 1): linear warm-up to the peak, then decay
     towards 0. A pure function of the step, so that nothing of it needs saving.
@@ -119,16 +136,37 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     warmup_steps = round(config.warmup * steps)
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)  # 0 to just below 1
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)  # 0 to just below 1
     if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "linear":
-        return config.learning_rate * (1 - progress)
+        return config.learning_rate * (1 - done)
     if config.schedule == "trapezoid":
         # Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
         # Durations": as good as cosine, and the length need not be known at the start
-        return config.learning_rate * min(1.0, 5 * (1 - progress))
+        return config.learning_rate * min(1.0, 5 * (1 - done))
     return config.learning_rate
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, step: int, steps: int, config: TrainingConfig
+) -> float:
+    """Give every group of parameters its rate in `step`; returns the rate before layer decay."""
+    rate = learning_rate(step, steps, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+    return rate
+
+
+def make_optimizer(model: GPT2, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization") over the trained
+    parameters; the rate is set anew before each step."""
+    reshard(model)  # a sharded model is whole after an evaluation
+    return torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay, config.layer_decay),
+        betas=(0.9, config.beta2),
+        fused=True,
+    )
 
 
 def parameter_groups(
@@ -137,7 +175,7 @@ def parameter_groups(
     """The trained parameters for AdamW, in groups of those that are treated alike:
 
     weight_decay  for matrices; 0 for biases and norms
-    rate_share    how much of the learning rate the group gets: all of it in the head and `ln_f`,
+    lr_scale      how much of the learning rate the group gets: all of it in the head and `ln_f`,
                   `layer_decay` times that in the last block, and so on down to the embeddings, a
                   tied output embedding among them. What lies low is general and should change
                   least (Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text
@@ -157,8 +195,8 @@ def parameter_groups(
         decay = weight_decay if parameter.dim() >= 2 else 0.0
         groups.setdefault((decay, layer_decay**below_head), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "rate_share": rate_share}
-        for (decay, rate_share), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "lr_scale": lr_scale}
+        for (decay, lr_scale), parameters in groups.items()
     ]
 
 

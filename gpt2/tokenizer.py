@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tiktoken
 
-from gpt2.command_line import UserError
+from gpt2.support.errors import UserError
 
 MINI_FOLDER = Path(__file__).parent / "mini"
 

@@ -1,65 +1,36 @@
 """Chapter 4, fine-tuning: one explicit AdamW loop for every task.
 
 The loop knows nothing of reviews or instructions. A task gives it a dataset, a loss and a way to
-evaluate; the loop gives back a trained model, a log and two checkpoints.
+evaluate; the loop leaves a trained model. What is counted, printed, evaluated and saved on the way
+is in gpt2/bookkeeping.py, where nothing touches a gradient.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from gpt2.batching import Batch, collate, cut_batch, shuffled_batches
-from gpt2.checkpoint import Checkpoint, Progress, load_training, save_checkpoint
-from gpt2.command_line import UserError, out_of_memory
-from gpt2.device import autocast, peak_memory
-from gpt2.distributed import (
-    all_reduce_max,
+from gpt2.batching import Batch, collate, cut_batch, steps_from
+from gpt2.bookkeeping import Bookkeeping, NotFinite, StepSums, TrainingResult
+from gpt2.checkpoint import Recipe
+from gpt2.optimization import TrainingConfig, count_steps, make_optimizer, set_learning_rate
+from gpt2.support.device import autocast
+from gpt2.support.distributed import (
     all_reduce_sum,
-    check_alike,
     full_tensor,
     micro_batches,
     parallel_objective,
-    reshard,
     seed_step,
     sync_gradients,
     world_size,
 )
-from gpt2.durable import check_folder, whole_folder
-from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups, parse_save_every
-from gpt2.run_folder import RunFolder
-from gpt2.stopping import Stopped, stop_if_asked
-
-
-@dataclass
-class TrainingResult:
-    """What a run took. `seconds` leaves evaluation and saving out."""
-
-    steps: int
-    epochs: float
-    seconds: float
-    tokens: int  # real tokens, padding left out
-    useful_token_share: float  # real tokens among all, padding included
-    peak_memory: int  # bytes, of this process; of a GPU's memory, in tensors
-    best_step: int
-    stopped_early: bool
-
-
-class NotFinite(Exception):
-    """The loss or the gradient became infinite or NaN in a step over these `rows` of the training
-    set, or the validation loss did, without rows. Checkpoints from before are intact."""
-
-    def __init__(self, message: str, rows: list[int]) -> None:
-        super().__init__(message)
-        self.rows = rows
+from gpt2.support.run_folder import RunFolder
+from gpt2.support.stopping import stop_if_asked
 
 
 def train(
@@ -70,260 +41,104 @@ def train(
     config: TrainingConfig,
     seed: int,
     run: RunFolder,
-    checkpoint: Checkpoint,
+    recipe: Recipe,
 ) -> TrainingResult:
     """Train `model` in place; leave the weights with the lowest validation loss in `best/` of the
     run folder and the last ones in `last/`. A run to resume goes on from its `last/`, and ends
     with the same bytes as one that was never stopped.
 
-    dataset     rows of (tokens, target) with an array `lengths`
-    loss        (model, batch) -> (sum over the batch's targets, how many there are)
-    evaluate    () -> metrics over the whole validation split, "loss" among them
-    checkpoint  what is saved beside the weights: tokenizer, label names and so on
+    dataset   rows of (tokens, target) with an array `lengths`
+    loss      (model, batch) -> (sum over the batch's targets, how many there are)
+    evaluate  () -> metrics over the whole validation split, "loss" among them
+    recipe    what is saved beside the weights: tokenizer, label names and so on
 
     Raises NotFinite, naming step and rows, if a loss or the gradient is not finite; Stopped, after
     saving, if Ctrl-C or SIGTERM came; UserError if memory or the disk does not suffice.
     """
     device = next(model.parameters()).device
-    if device.type == "mps" and config.activation_checkpointing and model.config.dropout:
-        raise UserError(
-            "--activation-checkpointing and --dropout do not go together on mps, where torch drops "
-            "others the second time (pytorch #127676); leave one of them out"
-        )
-    reshard(model)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay, config.layer_decay),
-        betas=(0.9, config.beta2),
-        fused=True,
-    )
-    objective = parallel_objective(model, loss)  # loss(model, batch), on however many processes
     model.activation_checkpointing = config.activation_checkpointing
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
-    epochs = config.epochs or max(3, math.ceil(180 / steps_per_epoch))
-    steps = epochs * steps_per_epoch
-    if config.max_steps:
-        steps = min(steps, config.max_steps)
-    evaluate_every = config.evaluate_every or steps_per_epoch
-    save_steps, save_seconds = parse_save_every(config.save_every)
-
-    # --- from the start, or from where the run stopped
-    data = _checksum(dataset)
-    check_alike("the training rows", data)
-    progress = Progress()  # what the loop counts; saved with the weights
-    if run.resume and whole_folder(run.folder / "last").exists():
-        progress = _go_on(run, model, optimizer, data, steps)
-    run.keep_log(progress.log_records)
-    saved_at = time.monotonic()
-    bar = tqdm(total=steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True)
-
-    def save_last() -> None:
-        nonlocal saved_at
-        progress.log_records = run.log_records
-        save_checkpoint(run.folder / "last", model, checkpoint, progress, optimizer, data)
-        saved_at = time.monotonic()
-
-    def evaluate_and_save() -> None:
-        model.eval()
-        metrics = evaluate()
-        model.train()
-        if not math.isfinite(metrics["loss"]):
-            raise NotFinite(f"step {progress.step}: the validation loss is {metrics['loss']}", [])
-        epoch = round(progress.step / steps_per_epoch, 4)
-        run.log({"step": progress.step, "epoch": epoch, "validation": metrics})
-        if progress.step == 0:
-            progress.first_loss = metrics["loss"]
-            tqdm.write(f"before training, validation: {_show(metrics)}")
-        else:
-            bar.write(
-                f"step {progress.step} of {steps}, epoch {epoch:.2f}, training: loss "
-                f"{progress.seen_loss / progress.seen_targets:.4f}; validation: {_show(metrics)}"
-            )
-        progress.seen_loss, progress.seen_targets = 0.0, 0
-        progress.evaluated_at, progress.validation = progress.step, metrics
-        if progress.step > 0:
-            progress.evaluations_since_best += 1
-            if progress.best_loss is None or metrics["loss"] < progress.best_loss:
-                progress.best_loss, progress.best_step = metrics["loss"], progress.step
-                progress.evaluations_since_best = 0
-                save_checkpoint(run.folder / "best", model, checkpoint, progress)
-            save_last()
-
-    def cut(rows: Sequence[int]) -> list[list[int]]:
-        return cut_batch(rows, dataset.lengths, config.rows_at_once, config.micro_batch_tokens)
-
-    def evaluation_is_due() -> bool:
-        at = progress.step
-        return (at % evaluate_every == 0 or at == steps) and progress.evaluated_at != at
-
-    def save_is_due() -> bool:
-        if save_steps:
-            return progress.step % save_steps == 0
-        return save_seconds and all_reduce_max(time.monotonic() - saved_at >= save_seconds)
-
-    def finished() -> bool:
-        return progress.step >= steps or 0 < config.patience <= progress.evaluations_since_best
+    optimizer = make_optimizer(model, config)
+    objective = parallel_objective(model, loss)  # loss(model, batch), on one process or on many
+    steps = count_steps(len(dataset), config)
+    book = Bookkeeping(model, optimizer, dataset, evaluate, config, steps, run, recipe)
+    book.start()  # at step 0 or, in a resumed run, with weights, moments and counters as they were
 
     model.train()
-    try:
-        if evaluation_is_due():
-            evaluate_and_save()
+    with book.saving_on_stop():  # Ctrl-C and SIGTERM save before they end the run
+        book.evaluate_if_due()  # before the first step: what the training is measured against
+        for step, rows in steps_from(book.step, steps, dataset.lengths, config.batch_size, seed):
+            if book.patience_is_over():
+                break
+            started = time.perf_counter()
+            seed_step(seed, step)  # dropout draws what it would have drawn in an unbroken run
 
-        while not finished():
-            epoch, place = divmod(progress.step, steps_per_epoch)
-            batches = shuffled_batches(dataset.lengths, config.batch_size, seed, epoch)
-            for rows in batches[place:]:
-                if finished():
-                    break
-                started = time.perf_counter()
-                seed_step(seed, progress.step)
+            # --- 1. forward and backward: the gradient of the *sum* of the losses of all rows
+            sums = add_gradients(objective, dataset, rows, config, device)
 
-                # --- forward and backward, one micro-batch after the other
-                loss_sum = torch.zeros((), device=device)
-                targets = real_tokens = all_tokens = 0
-                own = micro_batches(rows, cut)  # counts: 0 for a row that only helps to exchange
-                for number, (micro_batch, counts) in enumerate(own, start=1):
-                    batch = collate([dataset[row] for row in micro_batch])
-                    real_tokens += counts * int(batch.lengths.sum())
-                    all_tokens += counts * batch.tokens.numel()
-                    with sync_gradients(objective, now=number == len(own)):
-                        with autocast(device, config.precision):
-                            micro_loss, micro_targets = objective(batch.to(device))
-                        micro_loss = counts * micro_loss
-                        micro_loss.backward()  # of the sum: gradients of all micro-batches add up
-                    loss_sum += micro_loss.detach()
-                    targets += counts * micro_targets
-                    # A step that is not finished counts for nothing: the resumed run repeats it.
-                    stop_if_asked()
+            # --- 2. from the sum to the mean, and no longer than --clip allows
+            norm = average_and_clip(optimizer, sums.targets, config.clip)
+            if not (torch.isfinite(sums.loss) and math.isfinite(norm)):
+                raise NotFinite.in_step(step + 1, sums, norm, rows)  # the weights are still good
 
-                # --- the mean over all targets of the step. A mean of the micro-batches' means
-                # would give short micro-batches more weight, and the gradient would depend on the
-                # cut. (The processes have exchanged the mean of their gradients, not the sum.)
-                loss_sum, targets, real_tokens, all_tokens = all_reduce_sum(
-                    loss_sum, targets, real_tokens, all_tokens
-                )
-                gradients = [p.grad for p in trained if p.grad is not None]
-                factor = world_size() / targets
-                norm = factor * full_tensor(nn.utils.get_total_norm(gradients)).item()
-                if not (torch.isfinite(loss_sum) and math.isfinite(norm)):
-                    raise NotFinite(
-                        f"step {progress.step + 1}: loss {loss_sum.item() / targets:g}, gradient "
-                        f"norm {norm:g} on training rows {', '.join(map(str, rows))}",
-                        rows,
-                    )
-                if config.clip:
-                    factor *= min(1.0, config.clip / (norm + 1e-6))  # 1e-6: it may be 0
-                for gradient in gradients:  # once for both: they are as large as the model
-                    gradient *= factor
+            # --- 3. update
+            rate = set_learning_rate(optimizer, step, steps, config)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-                # --- update
-                rate = learning_rate(progress.step, steps, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["rate_share"]
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                step_loss = loss_sum.item()  # waits until a GPU has done the update
-
-                # --- count and log
-                step_seconds = time.perf_counter() - started
-                progress.step += 1
-                progress.seconds += step_seconds
-                progress.real_tokens += real_tokens
-                progress.all_tokens += all_tokens
-                progress.logged_loss += step_loss
-                progress.logged_targets += targets
-                progress.seen_loss += step_loss
-                progress.seen_targets += targets
-                bar.update()
-                if progress.step % config.log_every == 0 or progress.step == steps:
-                    mean_loss = progress.logged_loss / progress.logged_targets
-                    run.log(
-                        {
-                            "step": progress.step,
-                            "epoch": round(progress.step / steps_per_epoch, 4),
-                            "loss": mean_loss,
-                            "learning_rate": rate,
-                            "gradient_norm": norm,
-                        }
-                    )
-                    bar.set_postfix_str(
-                        f"loss {mean_loss:.3f}, rate {rate:.1e}, "
-                        f"{real_tokens / step_seconds:,.0f} tokens/s"
-                    )
-                    progress.logged_loss, progress.logged_targets = 0.0, 0
-
-                # --- evaluate and save
-                if evaluation_is_due():
-                    evaluate_and_save()
-                elif save_is_due():
-                    save_last()
-    except Stopped:
-        save_last()
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(_how_to_save_memory(progress.step + 1, config.rows_at_once)) from None
-    finally:
-        bar.close()
-    best, first = progress.best_loss, progress.first_loss
-    if best is not None and first is not None and best >= first:
-        tqdm.write("no evaluation was better than the one before training: see the curves")
-    return TrainingResult(
-        steps=progress.step,
-        epochs=round(progress.step / steps_per_epoch, 4),
-        seconds=progress.seconds,
-        tokens=progress.real_tokens,
-        useful_token_share=progress.real_tokens / progress.all_tokens,
-        peak_memory=peak_memory(device),
-        best_step=progress.best_step,
-        stopped_early=progress.step < steps,
-    )
+            # --- 4. count and log; now and then evaluate and save
+            book.count(sums, rate, norm, started)
+            if not book.evaluate_if_due():
+                book.save_if_due()
+    return book.result()
 
 
-def _go_on(
-    run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, data: str, steps: int
-) -> Progress:
-    """Load what `last/` holds into model and optimizer."""
-    progress = load_training(run.folder / "last", model, optimizer, data)
-    if progress.step > steps:
-        raise UserError(
-            f"{run.folder}: has {progress.step} steps already, but --epochs or --max-steps ask for "
-            f"{steps}; raise them"
-        )
-    tqdm.write(f"going on after step {progress.step} of {steps}")
-    if progress.best_loss is not None and progress.step < steps:
-        try:
-            check_folder(whole_folder(run.folder / "best"))
-        except UserError as error:
-            tqdm.write(f"{error}; the next evaluation saves best/ anew")
-            progress.best_loss, progress.evaluations_since_best = None, 0
-    return progress
+def add_gradients(
+    objective: nn.Module,
+    dataset: Dataset,
+    rows: Sequence[int],
+    config: TrainingConfig,
+    device: torch.device,
+) -> StepSums:
+    """Forward and backward over the `rows` of one step, as many at a time as fit into memory.
+
+    Each micro-batch adds the gradient of its *summed* loss to `.grad`, so the total does not depend
+    on how the rows are cut: 8, 4 + 4 and 5 + 3 give the same. The micro-batches' *means* would not
+    do: a short micro-batch would count as much as a long one.
+    """
+
+    def cut(some_rows: Sequence[int]) -> list[list[int]]:
+        return cut_batch(some_rows, dataset.lengths, config.rows_at_once, config.micro_batch_tokens)
+
+    sums = StepSums(loss=torch.zeros((), device=device))
+    own = micro_batches(rows, cut)  # this process's part of the rows: alone, all of them
+    for number, (micro_batch, weight) in enumerate(own, start=1):
+        batch = collate([dataset[row] for row in micro_batch])
+        # Many processes add up their gradients once a step, after the last micro-batch.
+        with sync_gradients(objective, now=number == len(own)):
+            with autocast(device, config.precision):
+                loss, targets = objective(batch.to(device))
+            loss = weight * loss  # 1; 0 in the filler of a process that has run out of rows
+            loss.backward()
+        sums.loss += loss.detach()
+        sums.targets += weight * targets
+        sums.real_tokens += weight * int(batch.lengths.sum())
+        sums.all_tokens += weight * batch.tokens.numel()
+        stop_if_asked()  # Ctrl-C: this step is dropped; the resumed run takes it again
+    return StepSums(*all_reduce_sum(sums.loss, sums.targets, sums.real_tokens, sums.all_tokens))
 
 
-def _checksum(dataset: Dataset) -> str:
-    """SHA-256 of all rows. Lengths alone would miss a corrected label."""
-    digest = hashlib.sha256()
-    for row in range(len(dataset)):
-        for tensor in dataset[row]:
-            digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _how_to_save_memory(step: int, micro_batch_size: int) -> str:
-    smaller = (
-        f"--micro-batch-size {micro_batch_size // 2} halves what a step needs and keeps the "
-        "gradient (rows are summed up to --batch-size); "
-        if micro_batch_size > 1
-        else ""
-    )
-    return (
-        f"out of memory in step {step}, with {micro_batch_size} rows at once: {smaller}"
-        "--activation-checkpointing keeps it too, and takes time; --max-length, where rows are "
-        "cut, and a smaller --model save more. What was saved is intact; --resume RUN goes on from "
-        "it, with a smaller --micro-batch-size or --activation-checkpointing"
-    )
-
-
-def _show(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+def average_and_clip(optimizer: torch.optim.Optimizer, targets: int, clip: float) -> float:
+    """Divide the gradient by the `targets` of the whole step, over all micro-batches and processes,
+    and scale it down to the norm `clip` if it is longer (0: never). Returns the norm before
+    clipping."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    # DistributedDataParallel leaves the mean of the processes' gradients on each of them; times the
+    # number of processes it is their sum, which is what is divided here.
+    scale = world_size() / targets
+    norm = scale * full_tensor(nn.utils.get_total_norm(gradients)).item()
+    if clip and math.isfinite(norm):
+        scale *= min(1.0, clip / (norm + 1e-6))  # 1e-6 avoids division by zero
+    for gradient in gradients:  # mean and clipping in one pass: gradients are as large as the model
+        gradient *= scale
+    return norm

@@ -6,7 +6,6 @@ are the response's tokens and the final <|endoftext|>, nothing of the template.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gpt2.batching import IGNORE
-from gpt2.command_line import UserError, flag
-from gpt2.files import TABLE_SUFFIXES, read_rows
-from gpt2.hub import download_dataset
+from gpt2.support.errors import UserError
+from gpt2.support.files import TABLE_SUFFIXES, read_rows
+from gpt2.support.flags import flag
+from gpt2.support.hub import download_dataset
+from gpt2.support.splits import data_name, rows_to_keep
 from instruction.template import Template
 
 SAMPLE = Path(__file__).parent / "sample_instructions.json"
@@ -39,6 +40,7 @@ DOWNLOADS = {
         "f7e3ded725cb81e8e564e32feb12860f376f2b51",
     ),
 }
+BUILT_IN = ("sample", *DOWNLOADS)
 
 
 @dataclass
@@ -130,23 +132,11 @@ def load_splits(
                 f"{settings.data}: no prompt of the {split} rows leaves room for a response in "
                 f"--max-length {settings.max_length}"
             )
-    max_validation = settings.max_validation
-    if settings.max_train and not max_validation:
-        # 64 training rows on trial should not be followed by 5,000 for validation.
-        share = min(1, settings.max_train / len(parts["train"]))
-        max_validation = math.ceil(share * len(parts["validation"]))
-    for split, rows in (
-        ("train", settings.max_train),
-        ("validation", max_validation),
-        ("test", settings.max_test),
-    ):
+    sizes = {split: len(frame) for split, frame in parts.items()}
+    limits = settings.max_train, settings.max_validation, settings.max_test
+    for split, rows in rows_to_keep(sizes, *limits).items():
         parts[split] = parts[split][:rows] if rows else parts[split]
-    return Splits(source_name(settings.data), **parts, removed=removed)
-
-
-def source_name(data: str) -> str:
-    """The name of what `--data` names: itself if built in, else without folder and suffix."""
-    return data if data in ("sample", *DOWNLOADS) else Path(data).resolve().stem
+    return Splits(data_name(settings.data, BUILT_IN), **parts, removed=removed)
 
 
 def _find(data: str) -> Path:
@@ -157,7 +147,7 @@ def _find(data: str) -> Path:
         return download_dataset(repository, [file], revision)[0]
     path = Path(data)
     if not path.exists():
-        names = ", ".join(["sample", *DOWNLOADS])
+        names = ", ".join(BUILT_IN)
         raise UserError(f"--data {path}: no such file (built-in names: {names})")
     if not path.is_dir():
         return path

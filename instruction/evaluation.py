@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tiktoken
-from tqdm import tqdm
 
-from gpt2.batching import sorted_batches
-from gpt2.device import autocast
-from gpt2.distributed import gather, sharded, share
+from gpt2.batching import map_batches, sorted_batches
 from gpt2.generation import SamplingSettings, generate
 from gpt2.model import GPT2
-from gpt2.stopping import stop_if_asked
+from gpt2.support.device import autocast
+from gpt2.support.distributed import sharded
 from instruction.tasks import TASKS, words
 from instruction.template import Template
 
@@ -35,18 +33,14 @@ def answer_prompts(
     batch_size: int,
     precision: str,
     seed: int = 0,
-    progress: str = "",
+    desc: str = "",
 ) -> list[Answer]:
     """An answer to each prompt (token ids), in order. Prompts of similar length share a batch;
     prompt i samples with `seed` + i, whichever batch it is in."""
     device = next(model.parameters()).device
     batches = sorted_batches([len(prompt) for prompt in prompts], batch_size)
-    # A sharded model generates together, and answers differ in length: all answer all.
-    batches = batches if sharded(model) else share(batches)
-    if progress:
-        batches = tqdm(batches, desc=progress, unit="batch", disable=None, leave=False)
-    answers: dict[int, Answer] = {}
-    for rows in batches:
+
+    def answers_to(rows: list[int]) -> list[Answer]:
         with autocast(device, precision):
             generated = generate(
                 model,
@@ -55,12 +49,21 @@ def answer_prompts(
                 encoding.eot_token,
                 [seed + row for row in rows],
             )
-        for row, tokens in zip(rows, generated, strict=True):
-            ended = tokens[-1:] == [encoding.eot_token]
-            answers[row] = Answer(encoding.decode(tokens[: len(tokens) - ended]).strip(), ended)
-        stop_if_asked()
-    answers = gather(answers)
+        return [_read_answer(tokens, encoding) for tokens in generated]
+
+    # A sharded model generates together, and answers differ in length: all answer all.
+    found = map_batches(answers_to, batches, desc, together=sharded(model))
+    answers = {
+        row: answer
+        for rows, of_batch in zip(batches, found, strict=True)
+        for row, answer in zip(rows, of_batch, strict=True)
+    }
     return [answers[row] for row in range(len(prompts))]
+
+
+def _read_answer(tokens: list[int], encoding: tiktoken.Encoding) -> Answer:
+    ended = tokens[-1:] == [encoding.eot_token]
+    return Answer(encoding.decode(tokens[: len(tokens) - ended]).strip(), ended)
 
 
 def rouge_l(answer: str, reference: str) -> float:

@@ -10,47 +10,37 @@ Without any flag it runs on the built-in instructions, offline, in a minute or t
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiktoken
 from tqdm import tqdm
 
 from gpt2.batching import check_batch_size
-from gpt2.building import (
-    ModelSettings,
-    build_model,
-    check_max_length,
-    check_not_overwritten,
-    choose_config,
-    count_parameters,
-    describe_parameters,
-    initial_weights,
-    model_name,
-    starting_point,
-)
-from gpt2.checkpoint import Checkpoint, load_weights
-from gpt2.command_line import flag, parse_flags, run_script
-from gpt2.device import arithmetic, choose_device
-from gpt2.distributed import init_processes, rank, to_device
-from gpt2.export import check_export, export
+from gpt2.checkpoint import Recipe, load_weights
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
+from gpt2.model import GPT2
+from gpt2.one_run import begin, explaining_not_finite
 from gpt2.optimization import TrainingConfig
-from gpt2.reporting import describe_training, explain_not_finite, shorten
-from gpt2.run_folder import RunFolder, RunSettings
-from gpt2.training import NotFinite, train
+from gpt2.support.distributed import rank
+from gpt2.support.flags import flag, parse_flags
+from gpt2.support.run_folder import RunSettings
+from gpt2.support.script import beside, run_script
+from gpt2.support.splits import data_name
+from gpt2.support.tables import describe_training, shorten
+from gpt2.training import train
+from gpt2.weights.building import ModelSettings, check_max_length
 from instruction.data import (
+    BUILT_IN,
     DataSettings,
     InstructionDataset,
     describe_splits,
     load_splits,
     print_summary,
-    source_name,
 )
 from instruction.evaluation import (
     Answer,
@@ -92,29 +82,24 @@ def main() -> None:
         [DataSettings, ModelSettings, InstructionConfig, EvaluationSettings, RunSettings],
         "Teach GPT-2 to follow instructions, and compare its answers before and after.",
     )
-    device = init_processes(choose_device(run_settings.device))
-    seed = run_settings.seed
+    name = f"instruction-{data_name(data.data, BUILT_IN)}"
+    run = begin(name, model_settings, config, run_settings)
+    check_max_length(data.max_length, run.config)
     template = Template()
-    run = RunFolder.choose(
-        run_settings, f"instruction-{source_name(data.data)}-{model_name(model_settings)}"
-    )
 
-    # ---- data, model, tokens
-    check_not_overwritten(model_settings, run.folder)
-    start = starting_point(model_settings, run)
-    gpt2_config, encoding = choose_config(start)
-    check_max_length(data.max_length, gpt2_config)
-    if run_settings.export:
-        check_export(Path(run_settings.export))
-    splits = load_splits(data, template, encoding, data.split_seed)
+    # ---- chapter 1: data
+    splits = load_splits(data, template, run.encoding, data.split_seed)
     check_batch_size(data.data, len(splits.train), config.batch_size)
-    model, origin = build_model(start, gpt2_config, LanguageModelHead, config.train, seed)
-    to_device(model, device, config.shard)
+
+    # ---- chapter 2: model
+    model, origin = run.build_model(LanguageModelHead)
+
+    # ---- chapter 3: tokens
     datasets = {
         split: InstructionDataset(
             frame.rows(),
             template,
-            encoding,
+            run.encoding,
             data.max_length,
             # Only training does: what is reported is always the loss on responses.
             train_on_prompt=config.train_on_prompt and split == "train",
@@ -122,110 +107,107 @@ def main() -> None:
         for split, frame in splits.items()
     }
     print_summary(splits, datasets)
-    parameters, trainable = count_parameters(model)
-    print(
-        f"model: {model_name(model_settings)}, {origin}, "
-        f"{describe_parameters(model, config.weight_decay)}; "
-        f"{arithmetic(device, config.precision)} on {device}"
-    )
-    run.start(
-        {"data": data, "model": model_settings, "training": config, "evaluation": evaluation,
-         "run": run_settings},
-        str(device),
-    )  # fmt: skip
-    print(f"run folder: {run.folder}\n")
+    settings = {"data": data, "model": model_settings, "training": config,
+                "evaluation": evaluation, "run": run_settings}  # fmt: skip
+    run.start_writing(model, origin, settings)
 
-    # ---- fine-tuning, between two looks at the test split
-    greedy = SamplingSettings(max_new_tokens=evaluation.answer_tokens)
+    # ---- chapter 4: fine-tuning, between two looks at the test split
+    answering = Answering(model, run.encoding, template, evaluation.answer_tokens, config)
     choice = np.random.default_rng(data.split_seed).permutation(len(splits.test))
     answered = choice[: evaluation.test_answers]  # the same rows for every --seed
     answered_rows = splits.test[answered]
     prompts = [datasets["test"].prompt(row) for row in answered]
 
-    def answers_to(some_prompts: list[list[int]], progress: str = "") -> list[Answer]:
-        return answer_prompts(
-            model, encoding, some_prompts, greedy, config.rows_at_once, config.precision,
-            progress=progress,
+    def loss_on(split: str, desc: str = "") -> dict[str, float]:
+        return evaluate_loss(
+            model, datasets[split], config.rows_at_once, config.precision, desc,
+            config.micro_batch_tokens,
         )  # fmt: skip
 
-    def loss_on(split: str, progress: str = "") -> dict[str, float]:
-        return evaluate_loss(
-            model,
-            datasets[split],
-            config.rows_at_once,
-            config.precision,
-            progress,
-            config.micro_batch_tokens,
-        )
-
     def look_at_test(when: str) -> dict[str, Any]:
-        """The metrics, the answers to test rows and the answers to tasks."""
-        answers = answers_to(prompts, f"test answers, {when}")
-        task_answers = answers_to(task_prompts(encoding, template), f"tasks, {when}")
-        metrics = loss_on("test", f"test loss, {when}")
-        metrics |= answer_metrics(answers, answered_rows["output"].to_list(), template)
-        metrics |= task_metrics(judge_tasks(task_answers))
-        return {
-            "test": metrics,
-            "answers": [answer.text for answer in answers],
-            "tasks": [answer.text for answer in task_answers],
-        }
+        found = answering.look(prompts, answered_rows["output"].to_list(), when)
+        return found | {"test": loss_on("test", f"test loss, {when}") | found["test"]}
 
     def evaluate() -> dict[str, float]:
-        fixed = [encoding.encode_ordinary(template.prompt(*prompt)) for prompt in FIXED_PROMPTS]
-        for (instruction, text), answer in zip(FIXED_PROMPTS, answers_to(fixed), strict=True):
-            tqdm.write(f"  {instruction} {text}".rstrip() + f"\n    -> {shorten(answer.text, 100)}")
+        answering.show_fixed_prompts()
         return loss_on("validation")
 
     model.eval()
-    before = run.once("before.json", lambda: {"origin": origin} | look_at_test("before"))
-    checkpoint = Checkpoint(
+    before = run.folder.once("before.json", lambda: {"origin": origin} | look_at_test("before"))
+    recipe = Recipe(
         "instruction",
-        encoding,
+        run.encoding,
         {"template": dataclasses.asdict(template), "max_length": data.max_length,
          "data": splits.name},
     )  # fmt: skip
-    try:
+    with explaining_not_finite(splits.train["instruction"]):
         result = train(
-            model, datasets["train"], language_model_loss, evaluate, config, seed, run, checkpoint
-        )
-    except NotFinite as error:
-        raise explain_not_finite(error, splits.train["instruction"]) from None
+            model, datasets["train"], language_model_loss, evaluate, config, run_settings.seed,
+            run.folder, recipe,
+        )  # fmt: skip
 
-    # ---- evaluation of the weights that did best on validation, and comparison
-    load_weights(run.folder / "best", model)
+    # ---- chapter 5: evaluation of the weights that did best on validation
+    load_weights(run.folder.folder / "best", model)
     model.eval()
     after = look_at_test("after") | {"validation": loss_on("validation")}
+
+    # ---- chapter 6: comparison
     if rank() > 0:
         return
+    truncated = {split: dataset.truncated for split, dataset in datasets.items()}
     results = {
         "task": "instruction",
-        "data": describe_splits(splits)
-        | {"truncated": {split: dataset.truncated for split, dataset in datasets.items()}},
-        "model": {
-            "name": model_name(model_settings),
-            "init": initial_weights(model_settings),
-            "origin": before["origin"],
-            "max_length": data.max_length,
-            "parameters": parameters,
-            "trainable": trainable,
-        },
+        "data": describe_splits(splits) | {"truncated": truncated},
+        "model": run.describe_model(model, before["origin"]) | {"max_length": data.max_length},
         "before": {"test": before["test"]},
         "after": {"validation": after["validation"], "test": after["test"]},
-        "training": dataclasses.asdict(result)
-        | {"tokens_per_second": result.tokens / result.seconds, "seed": seed},
+        "training": run.describe_training(result),
         "answers": answer_records(answered_rows, before["answers"], after["answers"]),
         "tasks": task_records(before["tasks"], after["tasks"]),
     }
-    write_report(run, results)
-    print(f"\n{comparison_table(results)}\n")
-    print(describe_training(results["training"]))
-    print(f"everything of this run: {run.folder / 'report.md'}")
-    if run_settings.export:
-        export(run.folder, Path(run_settings.export))
-    script = os.path.relpath(os.path.join(os.path.dirname(__file__), "respond.py"))
-    print("\nnext, ask the model yourself:")
-    print(f'  python {script} {shlex.quote(str(run.folder))} "Name three colours."')
+    write_report(run.folder, results)
+    respond = f"python {beside(__file__, 'respond.py')} {shlex.quote(str(run.folder.folder))}"
+    run.end(
+        comparison_table(results),
+        describe_training(results["training"]),
+        f'ask the model yourself:\n  {respond} "Name three colours."',
+    )
+
+
+@dataclass
+class Answering:
+    """How `model` answers at this moment, greedily and with `max_new_tokens` at most."""
+
+    model: GPT2
+    encoding: tiktoken.Encoding
+    template: Template
+    max_new_tokens: int
+    config: TrainingConfig
+
+    def answers_to(self, prompts: list[list[int]], desc: str = "") -> list[Answer]:
+        """An answer to each prompt, token ids."""
+        return answer_prompts(
+            self.model, self.encoding, prompts, SamplingSettings(self.max_new_tokens),
+            self.config.rows_at_once, self.config.precision, desc=desc,
+        )  # fmt: skip
+
+    def look(self, prompts: list[list[int]], references: list[str], when: str) -> dict[str, Any]:
+        """The metrics of the answers to test prompts and to tasks, and these answers."""
+        answers = self.answers_to(prompts, f"test answers, {when}")
+        tasks = self.answers_to(task_prompts(self.encoding, self.template), f"tasks, {when}")
+        metrics = answer_metrics(answers, references, self.template)
+        return {
+            "test": metrics | task_metrics(judge_tasks(tasks)),
+            "answers": [answer.text for answer in answers],
+            "tasks": [answer.text for answer in tasks],
+        }
+
+    def show_fixed_prompts(self) -> None:
+        """Print the answers to `FIXED_PROMPTS`, so that one sees the model learn."""
+        texts = [self.template.prompt(*prompt) for prompt in FIXED_PROMPTS]
+        answers = self.answers_to([self.encoding.encode_ordinary(text) for text in texts])
+        for (instruction, text), answer in zip(FIXED_PROMPTS, answers, strict=True):
+            tqdm.write(f"  {instruction} {text}".rstrip() + f"\n    -> {shorten(answer.text, 100)}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from gpt2.reporting import format_table, percent, plot_curves
-from gpt2.run_folder import RunFolder
+from gpt2.support.run_folder import RunFolder
+from gpt2.support.tables import format_table, percent, plot_curves
 from instruction.tasks import TASKS
 
 _SHOWN = 20  # answers side by side

@@ -26,11 +26,13 @@ import tiktoken
 from tqdm import tqdm
 
 from gpt2.checkpoint import load_checkpoint
-from gpt2.command_line import UserError, flag, parse_flags, run_script
-from gpt2.device import DeviceSettings, choose_device
-from gpt2.files import decode_utf8, read_rows, read_utf8
 from gpt2.generation import PromptTooLong, SamplingSettings, stream_text
 from gpt2.model import GPT2
+from gpt2.support.device import DeviceSettings, choose_device
+from gpt2.support.errors import UserError
+from gpt2.support.files import decode_utf8, read_rows, read_utf8
+from gpt2.support.flags import flag, parse_flags
+from gpt2.support.script import run_script
 from instruction.evaluation import answer_prompts
 from instruction.template import Template
 
@@ -97,11 +99,11 @@ def main() -> None:
     elif not (arguments.instruction or conversation):
         source = "standard input"
         questions = instruction_lines(decode_utf8(source, sys.stdin.buffer.read()))
-    model, checkpoint = load_checkpoint(arguments.run, "instruction")
+    model, recipe = load_checkpoint(arguments.run, "instruction")
     model.to(device)
-    encoding = checkpoint.encoding
+    encoding = recipe.encoding
     try:
-        template = Template(**checkpoint.settings["template"])
+        template = Template(**recipe.settings["template"])
     except (TypeError, ValueError) as error:
         raise UserError(f"{arguments.run}: its checkpoint has no usable template ({error})")
 

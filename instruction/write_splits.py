@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2.command_line import UserError, flag, parse_flags, run_script
+from gpt2.support.errors import UserError
+from gpt2.support.flags import flag, parse_flags
+from gpt2.support.script import run_script
 from gpt2.tokenizer import get_encoding
 from instruction.data import DataSettings, load_splits
 from instruction.template import Template

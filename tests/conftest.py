@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save
 from small_hub import SmallHub, turn_client_to
 
-from gpt2 import command_line
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config
-from gpt2.pretrained import RELEASED, to_stored_names
+from gpt2.support.script import run_script as run_main
+from gpt2.weights.hugging_face import RELEASED, to_stored_names
 
 # Tests fork, and in a forked process the threads of its parent do not exist; sums over another
 # number of threads differ in their last bit. So all tests compute with one.
@@ -138,7 +138,7 @@ def call_script(tmp_path, monkeypatch, capsys):
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         status = 0
         try:
-            command_line.run_script(module.main)
+            run_main(module.main)
         except SystemExit as end:
             status = end.code or 0
         printed = capsys.readouterr()
@@ -149,9 +149,9 @@ def call_script(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """baselines/throughput.py and scaling.py without the processes that they start, which take
+    """benchmarks/throughput.py and scaling.py without the processes that they start, which take
     seconds each, and with small matrices."""
-    from baselines import measuring, scaling, throughput
+    from benchmarks import measuring, scaling, throughput
 
     for script in (throughput, scaling):
         monkeypatch.setattr(script, "in_own_process", lambda function, *given: function(*given))

@@ -16,15 +16,16 @@ from classification.evaluation import (
     classification_metrics,
     predict_log_probabilities,
 )
-from gpt2 import distributed, stopping, training
-from gpt2.checkpoint import Checkpoint
-from gpt2.distributed import full_tensor, init_processes, to_device
+from gpt2 import training
+from gpt2.checkpoint import Recipe
 from gpt2.generation import SamplingSettings
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.model import GPT2, GPT2Config, choose_trainable
 from gpt2.optimization import TrainingConfig
-from gpt2.run_folder import RunFolder
+from gpt2.support import distributed, stopping
+from gpt2.support.distributed import full_tensor, init_processes, to_device
+from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from instruction.data import InstructionDataset
 from instruction.evaluation import answer_prompts
@@ -142,7 +143,7 @@ def run_task(
             model.eval()
             metrics = [evaluate()]  # a sharded model computes before it is trained
             result = training.train(model, rows, loss, evaluate, CONFIG, 1, run,
-                                    Checkpoint(task, ENCODING, settings))  # fmt: skip
+                                    Recipe(task, ENCODING, settings))  # fmt: skip
         finally:
             stopping.release_signals()
     model.eval()

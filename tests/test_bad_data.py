@@ -3,8 +3,8 @@
 import pytest
 from test_data import load
 
-from gpt2.command_line import UserError
-from gpt2.files import read_table
+from gpt2.support.errors import UserError
+from gpt2.support.files import read_table
 
 
 @pytest.mark.parametrize(

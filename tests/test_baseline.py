@@ -10,7 +10,7 @@ from baselines.train_logreg import FEATURES, BagOfWords
 from classification.data import load_splits
 from classification.evaluation import classification_metrics
 from classification.sources import DataSettings
-from gpt2.command_line import UserError
+from gpt2.support.errors import UserError
 
 
 @pytest.mark.parametrize("features", FEATURES)

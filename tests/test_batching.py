@@ -62,21 +62,21 @@ def test_little_padding_and_no_order_by_length():
 
 def test_evaluation_starts_with_the_longest_rows():
     assert sorted_batches([3, 9, 5], 2) == [[1, 2], [0]]
-    assert sorted_batches([3, 9, 5], 2, most_tokens=10) == [[1], [2, 0]]
+    assert sorted_batches([3, 9, 5], 2, max_tokens=10) == [[1], [2, 0]]
 
 
 def test_a_batch_is_cut_by_rows_and_by_padded_tokens():
     """Three rows of 4 would be 12 tokens, the limit; the row of 9 would make two of them 18."""
     lengths = [4, 4, 4, 4, 9, 1, 1]
-    assert cut_batch(range(7), lengths, most_rows=8, most_tokens=12) == [
+    assert cut_batch(range(7), lengths, max_rows=8, max_tokens=12) == [
         [0, 1, 2],
         [3],
         [4],
         [5, 6],
     ]
-    assert cut_batch(range(7), lengths, most_rows=3) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert cut_batch(range(7), lengths, most_rows=2, most_tokens=9) == [[0, 1], [2, 3], [4], [5, 6]]
-    assert cut_batch(range(7), lengths, most_rows=8, most_tokens=2) == [
+    assert cut_batch(range(7), lengths, max_rows=3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert cut_batch(range(7), lengths, max_rows=2, max_tokens=9) == [[0, 1], [2, 3], [4], [5, 6]]
+    assert cut_batch(range(7), lengths, max_rows=8, max_tokens=2) == [
         [0],
         [1],
         [2],
@@ -84,4 +84,4 @@ def test_a_batch_is_cut_by_rows_and_by_padded_tokens():
         [4],
         [5, 6],
     ]
-    assert cut_batch([], lengths, most_rows=8) == []
+    assert cut_batch([], lengths, max_rows=8) == []

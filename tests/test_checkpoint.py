@@ -16,14 +16,14 @@ import torch
 from test_resume import datasets, in_child, run_task
 from test_training import tiny_model
 
-from gpt2.checkpoint import Checkpoint, Progress, load_checkpoint, load_training, save_checkpoint
-from gpt2.command_line import UserError
-from gpt2.durable import MANIFEST, check_folder, whole_folder
+from gpt2.checkpoint import Recipe, TrainingState, load_checkpoint, load_training, save_checkpoint
 from gpt2.optimization import TrainingConfig, parameter_groups
-from gpt2.run_folder import RunFolder
+from gpt2.support.durable import MANIFEST, check_folder, whole_folder
+from gpt2.support.errors import UserError
+from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 
-CHECKPOINT = Checkpoint(
+CHECKPOINT = Recipe(
     "classification", get_encoding("mini"), {"labels": ["bad", "good"], "max_length": 64}
 )
 
@@ -38,7 +38,7 @@ def save(folder, model=None, step=1):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    progress = Progress(step=step)
+    progress = TrainingState(step=step)
     save_checkpoint(folder, model, CHECKPOINT, progress, optimizer, "rows")
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from gpt2.checkpoint import Checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import language_model_loss
 from gpt2.model import GPT2, GPT2Config
 from gpt2.optimization import TrainingConfig
-from gpt2.run_folder import RunFolder
+from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from gpt2.training import train
 from instruction.data import InstructionDataset
@@ -124,7 +124,7 @@ def respond(folder, n_positions):
     # A run, because it saves a checkpoint; it leaves the weights almost as they are.
     config = TrainingConfig(epochs=1, batch_size=1, learning_rate=1e-9, precision="float32")
     train(model, dataset, language_model_loss, lambda: {"loss": 0.0}, config, 1, RunFolder(folder),
-          Checkpoint("instruction", ENCODING, settings))  # fmt: skip
+          Recipe("instruction", ENCODING, settings))  # fmt: skip
     return [REPOSITORY / "instruction/respond.py", folder, "--precision", "float32",
             "--max-new-tokens", n_positions]  # fmt: skip
 

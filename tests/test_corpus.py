@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from gpt2.command_line import UserError
-from gpt2.corpus import CorpusSettings, clean_document, read_corpus
-from gpt2.files import clean_text
+from gpt2.support.errors import UserError
+from gpt2.support.files import clean_text
+from pretraining.corpus import CorpusSettings, clean_document, read_corpus
 
 
 def texts_of(corpus):
@@ -137,7 +137,7 @@ def test_bad_input(call_script, tmp_path, flags, parts):
     (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.4")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    done = call_script("gpt2/pretrain.py", *flags)
+    done = call_script("pretraining/pretrain.py", *flags)
     assert done.returncode == 2, done.stdout
     assert len(done.stderr.splitlines()) == 1, done.stderr
     for part in parts:

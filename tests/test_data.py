@@ -8,8 +8,8 @@ from conftest import SHARED
 
 from classification.data import IMDbDataset, load_splits
 from classification.sources import DataSettings
-from gpt2.command_line import UserError
-from gpt2.files import clean_text
+from gpt2.support.errors import UserError
+from gpt2.support.files import clean_text
 from gpt2.tokenizer import get_encoding
 
 

@@ -3,12 +3,12 @@
 import torch
 from conftest import refused
 
-from baselines.decoding_speed import NEVER, generate_without_cache
+from benchmarks.decoding_speed import NEVER, generate_without_cache
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 
-SCRIPT = "baselines/decoding_speed.py"
+SCRIPT = "benchmarks/decoding_speed.py"
 
 
 def test_both_ways_give_the_same_tokens():

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
-from gpt2 import distributed
-from gpt2.command_line import UserError
-from gpt2.device import choose_device
-from gpt2.distributed import to_device
+from gpt2.support import distributed
+from gpt2.support.device import choose_device
+from gpt2.support.distributed import to_device
+from gpt2.support.errors import UserError
 
 
 @pytest.mark.parametrize("version, found", [("2.12.1", "cpu"), ("2.13.0+cpu", "mps")])

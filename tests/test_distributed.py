@@ -12,10 +12,11 @@ import torch
 from many_processes import farthest, in_processes, run_task
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-from gpt2 import command_line, distributed, training
-from gpt2.command_line import UserError
-from gpt2.distributed import on_rank_0, rank
+from gpt2 import training
 from gpt2.language_modelling import language_model_loss
+from gpt2.support import distributed, script
+from gpt2.support.distributed import on_rank_0, rank
+from gpt2.support.errors import UserError
 
 SHARD = torch.__version__ >= (2, 13)  # older ones shard wrongly on CPUs and are refused
 TASKS = (
@@ -215,14 +216,14 @@ def test_what_goes_wrong_goes_wrong_for_all(tmp_path):
 def test_an_error_is_said_once_and_one_of_a_single_process_names_it(tmp_path, capfd):
     def of_all():
         """As under torchrun: it ends the others when the first has ended."""
-        command_line.run_script(fail)
+        script.run_script(fail)
 
     def fail():
         print(f"printed by {rank()}")
         raise UserError("no such file")
 
     def alone():
-        command_line.run_script(lambda: fail() if rank() == 1 else None)
+        script.run_script(lambda: fail() if rank() == 1 else None)
 
     def ended_by_torchrun(seconds):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -250,7 +251,7 @@ def test_out_of_memory_on_one_ends_all(tmp_path, capfd):
             raise MemoryError
 
     def work():
-        command_line.run_script(
+        script.run_script(
             lambda: run_task(tmp_path / "run", "classification", at_micro_batch=(4, exhausted))
         )
 

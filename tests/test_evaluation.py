@@ -17,7 +17,7 @@ from classification.evaluation import (
 )
 from gpt2.heads import ClassificationHead
 from gpt2.model import GPT2, GPT2Config
-from gpt2.reporting import format_table
+from gpt2.support.tables import format_table
 from gpt2.tokenizer import get_encoding
 
 

@@ -13,12 +13,12 @@ from test_model import make_rougher
 from test_pretrained import LABELS, SMALL, TEMPLATE, VOCABULARY, save_ours, small_encoding
 
 from classification.predict import predict
-from gpt2.building import ModelSettings, build_model, choose_config
-from gpt2.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from gpt2.export import export
+from gpt2.checkpoint import Recipe, TrainingState, load_checkpoint, save_checkpoint
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import POOLINGS, ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2
+from gpt2.weights.building import ModelSettings, build_model, choose_config
+from gpt2.weights.export import export
 from instruction.template import Template
 
 TEXTS = [
@@ -44,8 +44,8 @@ def classifier(tmp_path_factory):
         model.ln_f.bias.zero_()
         model.wte.weight.mul_(50)
     settings = {"labels": LABELS, "max_length": LONGEST}
-    checkpoint = Checkpoint("classification", small_encoding(), settings)
-    save_checkpoint(folder / "best", model, checkpoint, Progress())
+    checkpoint = Recipe("classification", small_encoding(), settings)
+    save_checkpoint(folder / "best", model, checkpoint, TrainingState())
     export(folder / "best", folder / "out")
     return folder / "best", folder / "out"
 
@@ -188,7 +188,7 @@ def test_generation_there_ends_where_ours_ends(tmp_path, capsys):
         optimizer.zero_grad()
     settings = {"template": TEMPLATE, "max_length": LONGEST}
     save_checkpoint(
-        tmp_path / "best", model, Checkpoint("instruction", encoding, settings), Progress()
+        tmp_path / "best", model, Recipe("instruction", encoding, settings), TrainingState()
     )
     export(tmp_path / "best", tmp_path / "out")
     pipe = pipeline("text-generation", model=str(tmp_path / "out"))
@@ -293,7 +293,7 @@ def test_bad_input_to_models_and_exports(call_script, classifier, tmp_path):
     run = shutil.copytree(best, tmp_path / "run/best").parent
     (run / "config.json").write_text("{}")
     (run / "metrics.jsonl").touch()
-    for script in (TRAIN, INSTRUCT, "gpt2/pretrain.py"):
+    for script in (TRAIN, INSTRUCT, "pretraining/pretrain.py"):
         for model in (run, run / "best"):
             done = call_script(script, "--model", model, "--out", run, "--overwrite")
             refused(done, "is what --model names", "another folder")
@@ -304,7 +304,7 @@ def test_bad_input_to_models_and_exports(call_script, classifier, tmp_path):
         refused(done, f"pooling {pooling} cannot be exported", "last token", "--pooling last")
     refused(call_script(TRAIN, *TINY, "--pooling", "last", "--export", out), "not an empty folder")
 
-    command = "gpt2/pretrained.py"
+    command = "gpt2/weights/export.py"
     refused(call_script(command, best, out), "not an empty folder")
     refused(call_script(command, out, tmp_path / "new"), "is not a run of this project")
     refused(call_script(command, tmp_path, tmp_path / "new"), "no config.json")
@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_no_half_of_a_folder(classifier, tmp_path):
     import resource
 
     done = subprocess.run(
-        [sys.executable, "-m", "gpt2.pretrained", classifier[0], tmp_path / "new"],
+        [sys.executable, "-m", "gpt2.weights.export", classifier[0], tmp_path / "new"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip

@@ -7,10 +7,10 @@ from conftest import SHARED
 from test_export import LONGEST, TEXTS
 from test_pretrained import LABELS, SMALL, save_ours
 
-from gpt2.export import export
 from gpt2.heads import ClassificationHead
 from gpt2.tokenizer import get_encoding
-from gpt2.tokenizer_files import find_merges, write_tokenizer_files
+from gpt2.weights.export import export
+from gpt2.weights.tokenizer_files import find_merges, write_tokenizer_files
 
 
 def gpt2_encoding(monkeypatch):

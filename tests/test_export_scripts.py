@@ -9,10 +9,10 @@ import torch
 from conftest import REPOSITORY
 from test_pretrained import LABELS, SMALL, save_ours
 
-from gpt2.building import ModelSettings, build_model, choose_config
-from gpt2.command_line import UserError
-from gpt2.export import export
 from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.support.errors import UserError
+from gpt2.weights.building import ModelSettings, build_model, choose_config
+from gpt2.weights.export import export
 
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--max-steps", 1,
         "--max-length", 64)  # fmt: skip
@@ -25,12 +25,12 @@ def test_export_at_the_end_of_training_and_by_command(call_script, tmp_path):
     done = call_script(TRAIN, *TINY, "--pooling", "last", "--out", "run", "--export", "one")
     assert done.returncode == 0 and "exported to one" in done.stdout, done.stderr
     assert "with weight decay 0.1" in done.stdout
-    done = call_script("gpt2/pretrained.py", "run", "two")
+    done = call_script("gpt2/weights/export.py", "run", "two")
     assert done.returncode == 0, done.stderr
     for file in (tmp_path / "one").iterdir():
         same = file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
         assert same or file.name == "README.md"  # it has the folder's name
-    done = subprocess.run([sys.executable, "-m", "gpt2.pretrained", "--help"],
+    done = subprocess.run([sys.executable, "-m", "gpt2.weights.export", "--help"],
                           cwd=REPOSITORY, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0 and "RUN" in done.stdout and "--dtype" in done.stdout
 
@@ -49,7 +49,7 @@ def test_a_run_goes_on_on_the_same_and_on_the_other_task(call_script, tmp_path):
     assert after["model"]["init"] == "pretrained"
 
     done = call_script(TRAIN, "--model", "first", "--pooling", "mean", "--max-steps", 1)
-    assert "trunk, new head (the old one pooled by last)," in done.stdout, done.stderr
+    assert "trunk, new head (the old one's pooling was last)," in done.stdout, done.stderr
     (tmp_path / "other.csv").write_text(
         "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(80))
     )
@@ -57,11 +57,11 @@ def test_a_run_goes_on_on_the_same_and_on_the_other_task(call_script, tmp_path):
     assert "new head (the old one's labels were negative, positive)," in done.stdout, done.stderr
 
     done = call_script(INSTRUCT, "--model", "first", "--max-steps", 1, *FEW_ANSWERS, "--out", "ins")
-    assert "trunk, new head (the old one did another task), of first/best" in done.stdout
+    assert "trunk, new head (the old one was a classification head), of first/best" in done.stdout
     done = call_script(INSTRUCT, "--model", "ins", "--max-steps", 1, *FEW_ANSWERS)
     assert "trunk and head of ins/best (instruction)" in done.stdout, done.stderr
     done = call_script(TRAIN, "--model", "ins", "--max-steps", 1)
-    assert "trunk, new head (the old one did another task), of ins/best" in done.stdout
+    assert "trunk, new head (the old one was a language model head), of ins/best" in done.stdout
 
 
 def test_a_pre_trained_model_goes_out_and_on(tmp_path, capsys):

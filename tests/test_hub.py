@@ -12,12 +12,12 @@ from conftest import REPOSITORY
 from small_hub import SmallHub, turn_client_to
 
 from classification.sources import IMDB_FILES, IMDB_REVISION
-from gpt2.building import ModelSettings, build_model
-from gpt2.command_line import UserError
 from gpt2.heads import LanguageModelHead
-from gpt2.hub import download, download_dataset
 from gpt2.model import SIZES
-from gpt2.pretrained import RELEASED
+from gpt2.support.errors import UserError
+from gpt2.support.hub import download, download_dataset
+from gpt2.weights.building import ModelSettings, build_model
+from gpt2.weights.hugging_face import RELEASED
 from instruction.data import DOWNLOADS
 
 REPOSITORY_NAME, REVISION = RELEASED["gpt2"]
@@ -161,7 +161,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(hub, tmp_path, script_environmen
     """A process that may not write files of more than 100 kB stands in for a full disk."""
     hub.files["model.safetensors"] += bytes(200_000)
     code = (
-        "from gpt2.hub import download; from gpt2.command_line import run_script\n"
+        "from gpt2.support.hub import download; from gpt2.support.script import run_script\n"
         f"run_script(lambda: download('{REPOSITORY_NAME}', 'model.safetensors', '{REVISION}', "
         "'model', 'make room'))"
     )

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from gpt2.batching import IGNORE, collate
-from gpt2.checkpoint import Checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.generation import SamplingSettings, stream_text
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.model import GPT2, GPT2Config
 from gpt2.optimization import TrainingConfig
-from gpt2.run_folder import RunFolder
+from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from gpt2.training import train
 from instruction.data import SAMPLE, InstructionDataset
@@ -189,7 +189,7 @@ def gradient(tmp_path, monkeypatch, micro_batch_size):
                                 precision="float32")  # fmt: skip
         train(model, ragged_dataset(), language_model_loss, lambda: {"loss": 0.0}, config, 1,
               RunFolder(tmp_path / str(micro_batch_size)),
-              Checkpoint("instruction", ENCODING, {}))  # fmt: skip
+              Recipe("instruction", ENCODING, {}))  # fmt: skip
     return captured
 
 
@@ -221,7 +221,7 @@ def learnt_by_heart(tmp_path_factory):
                             weight_decay=0.0, precision="float32")  # fmt: skip
     train(model, dataset, language_model_loss, lambda: {"loss": 0.0}, config, 1,
           RunFolder(tmp_path_factory.mktemp("heart")),
-          Checkpoint("instruction", ENCODING, {}))  # fmt: skip
+          Recipe("instruction", ENCODING, {}))  # fmt: skip
     return model.eval(), dataset
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import SHARED
 from small_hub import SmallHub
 
-from gpt2.command_line import UserError
+from gpt2.support.errors import UserError
 from gpt2.tokenizer import get_encoding
 from instruction.data import DOWNLOADS, SAMPLE, DataSettings, InstructionDataset, load_splits
 from instruction.template import Template

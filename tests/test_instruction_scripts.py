@@ -100,9 +100,9 @@ def test_every_seed_is_tested_on_the_same_rows_and_within_the_memory(
     """The answered rows follow --split-seed; evaluation keeps to --micro-batch-tokens."""
     limits = set()
 
-    def spy(lengths, batch_size, most_tokens=0):
-        limits.add(most_tokens)
-        return sorted_batches(lengths, batch_size, most_tokens)
+    def spy(lengths, batch_size, max_tokens=0):
+        limits.add(max_tokens)
+        return sorted_batches(lengths, batch_size, max_tokens)
 
     monkeypatch.setattr("gpt2.language_modelling.sorted_batches", spy)
     done = call_script("instruction/instruction_finetuning.py", *TINY, "--seed", 2,

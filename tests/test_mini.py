@@ -7,11 +7,11 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file
 
 from classification.sources import SAMPLE
-from gpt2.building import ModelSettings, build_model, choose_config
-from gpt2.corpus import TokenRows
-from gpt2.files import read_table
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.language_modelling import evaluate_loss
+from gpt2.support.files import read_table
+from gpt2.weights.building import ModelSettings, build_model, choose_config
+from pretraining.corpus import TokenRows
 
 FOLDER = REPOSITORY / "gpt2/mini"
 

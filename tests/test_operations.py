@@ -2,11 +2,11 @@
 
 from conftest import refused
 
-from baselines.operations import group_of, profiled
+from benchmarks.operations import group_of, profiled
 from gpt2.model import SIZES, GPT2Config
 
 TINY = GPT2Config(n_layer=2, n_head=2, n_embd=64, n_positions=64, vocab_size=100)
-SCRIPT = "baselines/operations.py"
+SCRIPT = "benchmarks/operations.py"
 
 
 def test_operations_fall_into_their_groups():

@@ -9,14 +9,14 @@ from conftest import refused
 from test_corpus import corpus_of, texts_of
 
 from gpt2.batching import IGNORE, collate
-from gpt2.command_line import UserError
-from gpt2.corpus import TokenRows
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.model import GPT2, GPT2Config
+from gpt2.support.errors import UserError
 from gpt2.tokenizer import get_encoding
+from pretraining.corpus import TokenRows
 
-SCRIPT = "gpt2/pretrain.py"
+SCRIPT = "pretraining/pretrain.py"
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16)
 MINI = get_encoding("mini")
 
@@ -204,6 +204,6 @@ def test_every_seed_is_measured_on_the_same_documents(call_script, monkeypatch):
     def read(settings, seed):
         raise UserError(f"documents of {seed}")
 
-    monkeypatch.setattr("gpt2.pretrain.read_corpus", read)
+    monkeypatch.setattr("pretraining.pretrain.read_corpus", read)
     refused(call_script(SCRIPT, "--seed", 7), "documents of 1")
     refused(call_script(SCRIPT, "--seed", 7, "--split-seed", 3), "documents of 3")

@@ -6,14 +6,14 @@ import torch
 from test_model import make_rougher, ragged_batch
 from torch.nn import functional as F
 
-from gpt2.building import ModelSettings, build_model, choose_config, choose_pooling
-from gpt2.checkpoint import Checkpoint, Progress, save_checkpoint
-from gpt2.export import export
+from gpt2.checkpoint import Recipe, TrainingState, save_checkpoint
 from gpt2.generation import SamplingSettings, generate
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import get_encoding
-from gpt2.tokenizer_files import write_tokenizer_files
+from gpt2.weights.building import ModelSettings, build_model, choose_config, choose_pooling
+from gpt2.weights.export import export
+from gpt2.weights.tokenizer_files import write_tokenizer_files
 
 VOCABULARY = 300
 LABELS = ["bad", "fair", "good"]
@@ -136,7 +136,7 @@ def save_ours(folder, config, head, settings):
     model = make_rougher(GPT2(config, head))
     tasks = {"labels": "classification", "template": "instruction"}
     task = next((task for key, task in tasks.items() if key in settings), "pretraining")
-    save_checkpoint(folder, model, Checkpoint(task, small_encoding(), settings), Progress())
+    save_checkpoint(folder, model, Recipe(task, small_encoding(), settings), TrainingState())
     return model.eval()
 
 

@@ -21,11 +21,11 @@ from test_pretrained import (
     their_model,
 )
 
-from gpt2.building import ModelSettings, choose_config
-from gpt2.command_line import UserError
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
-from gpt2.pretrained import to_stored_names
+from gpt2.support.errors import UserError
+from gpt2.weights.building import ModelSettings, choose_config
+from gpt2.weights.hugging_face import to_stored_names
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ import sys
 sys.path[:0] = ["{REPOSITORY}", "{REPOSITORY / "tests"}"]
 from pathlib import Path
 import torch
-from gpt2.building import _fill
+from gpt2.weights.building import _fill
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 def memory(key):

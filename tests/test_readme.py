@@ -19,7 +19,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from classification.sources import SAMPLE
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2
-from gpt2.pretrained import download_released
+from gpt2.weights.hugging_face import download_released
 from instruction.data import SAMPLE as INSTRUCTIONS
 
 README = (REPOSITORY / "README.md").read_text()

@@ -1,6 +1,5 @@
 """A run that is stopped and resumed ends with the bytes of one that never was."""
 
-import importlib
 import json
 import os
 import random
@@ -19,14 +18,15 @@ from classification.evaluation import (
     classification_metrics,
     predict_log_probabilities,
 )
-from gpt2 import durable, language_modelling, stopping, training
-from gpt2.checkpoint import Checkpoint
-from gpt2.command_line import UserError
+from gpt2 import batching, training
+from gpt2.checkpoint import Recipe
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.model import GPT2, GPT2Config
 from gpt2.optimization import TrainingConfig
-from gpt2.run_folder import RunFolder
+from gpt2.support import durable, stopping
+from gpt2.support.errors import UserError
+from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from gpt2.training import train
 from instruction.data import InstructionDataset
@@ -85,7 +85,7 @@ def run_task(task, data, folder, resume, config=CONFIG):
     run.start({"training": config}, "cpu")
     try:
         return train(model, training_rows, loss, evaluate, config, 1, run,
-                     Checkpoint(task, ENCODING, settings))  # fmt: skip
+                     Recipe(task, ENCODING, settings))  # fmt: skip
     finally:
         stopping.release_signals()
 
@@ -125,8 +125,7 @@ def at_event(kind, number, action):
 
         return called
 
-    evaluation = importlib.import_module("classification.evaluation")
-    for place in (training, evaluation, language_modelling):
+    for place in (training, batching):
         place.stop_if_asked = counting(place.stop_if_asked, "loop")
     for place, name in (
         (durable, "_flush"), (durable, "_sha256"), (shutil, "rmtree"), (Path, "rename"),

@@ -12,7 +12,7 @@ from conftest import REPOSITORY, wait_for_lines
 
 TRAIN = "classification/train_gpt.py"
 INSTRUCT = "instruction/instruction_finetuning.py"
-PRETRAIN = "gpt2/pretrain.py"
+PRETRAIN = "pretraining/pretrain.py"
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--dropout", 0.1,
         "--epochs", 2, "--batch-size", 8, "--micro-batch-size", 5, "--log-every", 3,
         "--precision", "float32")  # fmt: skip
@@ -98,7 +98,7 @@ def test_contradictions_completion_and_more_epochs(call_script, tmp_path):
         said = refused("--resume", "run", flag, value)
         assert flag in said and str(value) in said
         assert then is None or f"which has {then}" in said
-    assert "pretrained run out" in refused("--resume", "run", "--export", "out")
+    assert "gpt2.weights.export run out" in refused("--resume", "run", "--export", "out")
     # a run of older code, which did not have this flag, did as its default does
     config = (tmp_path / "run/config.json").read_text()
     older = json.loads(config)
@@ -186,7 +186,7 @@ def test_a_start_that_a_kill_has_cut_short_can_be_repeated(call_script, tmp_path
         raise SystemExit(137)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gpt2.run_folder.RunFolder.write_json", killed)
+        patch.setattr("gpt2.support.run_folder.RunFolder.write_json", killed)
         assert call_script(*CLASSIFY, "--out", "run").returncode == 137
     again = call_script(*CLASSIFY, "--max-steps", 1, "--resume", "auto", "--out", "run")
     assert again.returncode == 0, again.stderr

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from classification.data import IMDbDataset
 from classification.evaluation import classification_loss
 from gpt2.batching import IGNORE, shuffled_batches
-from gpt2.checkpoint import Checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.heads import POOLINGS, ClassificationHead, LanguageModelHead
 from gpt2.language_modelling import language_model_loss
 from gpt2.model import GPT2, GPT2Config
 from gpt2.optimization import TrainingConfig, learning_rate
-from gpt2.run_folder import RunFolder
+from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from gpt2.training import train
 from instruction.data import InstructionDataset
@@ -149,7 +149,7 @@ def test_after_20_steps_weights_and_losses_are_those_of_the_plain_path(tmp_path,
     start, plain, ours = build(make_head), build(make_head), build(make_head)
     losses = train_plainly(plain, dataset)
     run = RunFolder(tmp_path)
-    checkpoint = Checkpoint("pretraining", get_encoding("mini"), {"max_length": 48})
+    checkpoint = Recipe("pretraining", get_encoding("mini"), {"max_length": 48})
     config = dataclasses.replace(CONFIG, **more)
     train(ours, dataset, task_loss, lambda: {"loss": 1.0}, config, SEED, run, checkpoint)
 

@@ -1,14 +1,14 @@
-"""gpt2/sample.py: a language model continues a text, and what is none is refused."""
+"""pretraining/sample.py: a language model continues a text, and what is none is refused."""
 
 import pytest
 import torch
 from conftest import refused
 from test_pretrained import LABELS, SMALL, save_ours
 
-from gpt2.building import ModelSettings, build_model, choose_config
 from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.weights.building import ModelSettings, build_model, choose_config
 
-SCRIPT = "gpt2/sample.py"
+SCRIPT = "pretraining/sample.py"
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import json
 
 from conftest import refused
 
-SCRIPT = "baselines/scaling.py"
+SCRIPT = "benchmarks/scaling.py"
 
 
 def test_each_point_is_measured_once(tmp_path, call_script):

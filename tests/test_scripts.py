@@ -293,8 +293,8 @@ def test_bad_input_to_prediction(trained, call_script, tmp_path):
 
 @pytest.mark.parametrize(
     "script", ["classification/train_gpt.py", "classification/predict.py",
-               "baselines/train_logreg.py", "baselines/decoding_speed.py",
-               "gpt2/train_tokenizer.py", "instruction/instruction_finetuning.py",
+               "baselines/train_logreg.py", "benchmarks/decoding_speed.py",
+               "pretraining/train_tokenizer.py", "instruction/instruction_finetuning.py",
                "instruction/respond.py"]
 )  # fmt: skip
 def test_help_needs_nothing_and_shows_defaults(call_script, script):

@@ -9,15 +9,15 @@ from conftest import refused
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines import measuring, savings, throughput
-from baselines.measuring import Measured
-from baselines.throughput import OURS, OURS_COMPILED, TASKS, Contender, compare, ratios
-from baselines.workload import Job, ThroughputSettings, Work, prepare, tokens_to_run, useful_work
-from gpt2.device import DeviceSettings
+from benchmarks import measuring, savings, throughput
+from benchmarks.measuring import Measured
+from benchmarks.throughput import OURS, OURS_COMPILED, TASKS, Contender, compare, ratios
+from benchmarks.workload import Job, ThroughputSettings, Work, prepare, tokens_to_run, useful_work
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, MLP, SIZES, GPT2Config
+from gpt2.support.device import DeviceSettings
 
-SCRIPT = "baselines/throughput.py"
+SCRIPT = "benchmarks/throughput.py"
 TINY = GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=128, vocab_size=8192, dropout=0.0)
 SETTINGS = ThroughputSettings(
     model="mini", rows=10, max_length=64, batch_size=4, new_tokens=3, rounds=2
@@ -77,7 +77,7 @@ def broken(*_, **__):
 @pytest.mark.parametrize(
     "context, place",
     [
-        (savings.in_random_order, "gpt2.training.shuffled_batches"),
+        (savings.in_random_order, "gpt2.batching.shuffled_batches"),
         (savings.all_logits_at_once, "gpt2.language_modelling.ChunkedCrossEntropy.apply"),
         (savings.torchs_attention, "gpt2.model._attention_in_blocks"),
         (savings.adamw_in_a_loop, "torch._fused_adamw_"),
@@ -217,7 +217,7 @@ def test_the_script_prints_a_table_and_what_is_missing(in_this_process, call_scr
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_matrix_rate_is_not_measured_in_emulated_bfloat16(monkeypatch, fast):
     """Where it is emulated, one product of the size that CPUs get took eight minutes."""
-    monkeypatch.setattr("gpt2.device._fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr("gpt2.support.device._fast_bfloat16", lambda device: fast)
     monkeypatch.setitem(measuring.MATRIX_SIZES, "cpu", 64)
     rates = measuring.matrix_rates(torch.device("cpu"))
     assert list(rates) == (["float32", "bfloat16"] if fast else ["float32"])

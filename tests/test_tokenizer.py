@@ -6,10 +6,10 @@ import pytest
 from conftest import SHARED
 
 from classification.sources import SAMPLE
-from gpt2.command_line import UserError
-from gpt2.files import read_table
+from gpt2.support.errors import UserError
+from gpt2.support.files import read_table
 from gpt2.tokenizer import get_encoding, load_encoding, save_encoding
-from gpt2.train_tokenizer import train_bpe
+from pretraining.train_tokenizer import train_bpe
 
 TEXTS = [
     "a fine film",

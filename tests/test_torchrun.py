@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY, refused, wait_for_lines
 
 TRAIN = "classification/train_gpt.py"
-PRETRAIN = "gpt2/pretrain.py"
+PRETRAIN = "pretraining/pretrain.py"
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--batch-size", 8,
         "--max-train", 40, "--max-test", 8, "--max-validation", 8, "--max-length", 32,
         "--precision", "float32", "--log-every", 3, "--save-every", "3")  # fmt: skip

@@ -10,12 +10,12 @@ import torch
 from classification.data import IMDbDataset
 from classification.evaluation import classification_loss
 from gpt2.batching import collate
-from gpt2.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
-from gpt2.command_line import UserError
+from gpt2.checkpoint import Recipe, TrainingState, load_checkpoint, load_weights, save_checkpoint
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, Block, GPT2Config, choose_trainable
 from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups
-from gpt2.run_folder import RunFolder
+from gpt2.support.errors import UserError
+from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from gpt2.training import NotFinite, train
 
@@ -38,7 +38,7 @@ def run_training(folder, config, model=None, evaluate=None, loss=classification_
     folder.mkdir(exist_ok=True)
     model = model or tiny_model()
     dataset = dataset or tiny_dataset()
-    checkpoint = Checkpoint(
+    checkpoint = Recipe(
         "classification", get_encoding("mini"), {"labels": ["bad", "good"], "max_length": 64}
     )
 
@@ -190,7 +190,7 @@ def test_with_layer_decay_each_block_learns_slower_than_the_one_above(tmp_path):
     tied = GPT2(model.config, LanguageModelHead(model.config))
     choose_trainable(tied, "head")
     (group,) = parameter_groups(tied, 0.1, layer_decay=0.5)
-    assert group["params"] == [tied.wte.weight] and group["rate_share"] == 1 / 8
+    assert group["params"] == [tied.wte.weight] and group["lr_scale"] == 1 / 8
 
 
 def scripted(losses):
@@ -217,8 +217,8 @@ def test_buffers_of_a_changed_architecture_are_saved_and_loaded(tmp_path):
     model.head.norm = torch.nn.BatchNorm1d(4)
     model.head.norm.running_mean += 3
     (tmp_path / "run").mkdir()
-    save_checkpoint(tmp_path / "run/best", model, Checkpoint("classification", get_encoding("mini"),
-                    {"labels": ["bad", "good"], "max_length": 64}), Progress())  # fmt: skip
+    save_checkpoint(tmp_path / "run/best", model, Recipe("classification", get_encoding("mini"),
+                    {"labels": ["bad", "good"], "max_length": 64}), TrainingState())  # fmt: skip
     other = tiny_model(seed=1)
     other.head.norm = torch.nn.BatchNorm1d(4)
     load_weights(tmp_path / "run/best", other)

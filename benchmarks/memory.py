@@ -1,0 +1,139 @@
+"""Does it fit? What fine-tuning all weights of a GPT-2 takes, computed and measured.
+
+python benchmarks/memory.py                       # every built-in size, computed
+python benchmarks/memory.py --measure gpt2        # one of them, measured in two steps of training
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.model import GPT2, QUERIES_AT_ONCE, SIZES, GPT2Config, in_blocks
+from gpt2.optimization import parameter_groups
+from gpt2.support.device import DeviceSettings, arithmetic, autocast, choose_device, peak_memory
+from gpt2.support.errors import UserError
+from gpt2.support.flags import flag, parse_flags
+from gpt2.support.script import run_script
+from gpt2.support.tables import format_table
+from gpt2.weights.building import count_parameters
+from gpt2.weights.hugging_face import RELEASED
+
+_GIB = 2**30
+
+
+@dataclass
+class MemorySettings:
+    """Memory"""
+
+    measure: str = flag("", "built-in size to measure: two steps on random weights and tokens")
+    max_length: int = flag(512, "tokens of each row", at_least=1)
+    batch_size: int = flag(8, "rows in memory at once (--micro-batch-size in training)", at_least=1)
+
+
+def count_by_shape(config: GPT2Config) -> int:
+    """The parameters of a language model of this shape, without making one."""
+    with torch.device("meta"):
+        return count_parameters(GPT2(config, LanguageModelHead(config)))[0]
+
+
+def download_size(config: GPT2Config) -> int:
+    """Bytes of a released model.safetensors: float32, and the causal mask of each block with it.
+    What is missing, the file's header, is less than 100 kB."""
+    return 4 * (count_by_shape(config) + config.n_layer * config.n_positions**2)
+
+
+def training_memory(
+    config: GPT2Config, rows: int, length: int, bfloat16: bool, keeps_scores: bool
+) -> int:
+    """Bytes that training all weights takes on `rows` of `length` tokens at once, all real.
+
+    A parameter takes 16 bytes: itself, its gradient and AdamW's two moments, 4 each; and 2 for the
+    copy that bfloat16 is multiplied with. What a block keeps for the way back is, for each token
+    and in widths of the model: both norms' inputs and outputs (4), query, key and value (3), what
+    attention gave, as it came and reshaped (2), and the wide half of the MLP before and after GELU
+    (4 + 4). In bfloat16 all but the norms' 4 take half the bytes, and the norms' outputs are kept
+    once more (2). `keeps_scores`: attention written out, see gpt2/model.py, keeps what each
+    token makes of those it may see, and of a few more.
+    """
+    parameter = 18 if bfloat16 else 16
+    block = 4 * 4 + (2 + 3 + 2 + 4 + 4) * 2 if bfloat16 else (4 + 3 + 2 + 4 + 4) * 4
+    kept = rows * length * config.n_embd * block
+    if keeps_scores:
+        pairs = min(length, (length + QUERIES_AT_ONCE) / 2) * length
+        kept += int(rows * config.n_head * pairs * 2)
+    return parameter * count_by_shape(config) + config.n_layer * kept
+
+
+def measure(
+    config: GPT2Config, rows: int, length: int, precision: str, device: str, steps: int = 2
+) -> tuple[float, int]:
+    """Steps of training on `rows` of `length` random tokens: the seconds that one takes, the median
+    of all but the first, and the peak of this process's memory, in bytes; on a GPU, of the GPU's
+    memory that holds tensors."""
+    place = choose_device(device)
+    config = dataclasses.replace(config, dropout=0.0)  # as the scripts train
+    model = GPT2(config, ClassificationHead(config, 2, "mean")).to(place)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True)
+    tokens = torch.randint(config.vocab_size, (rows, length), device=place)
+    lengths = torch.full((rows,), length, device=place)
+    targets = torch.zeros(rows, dtype=torch.int64, device=place)
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        with autocast(place, precision):
+            loss = F.cross_entropy(model(tokens, lengths).float(), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits until a GPU has done all of it
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:]), peak_memory(place)
+
+
+def main() -> None:
+    settings, on = parse_flags([MemorySettings, DeviceSettings], __doc__.splitlines()[0])
+    if settings.measure and settings.measure not in SIZES:
+        raise UserError(f"--measure {settings.measure}: not one of {', '.join(SIZES)}")
+    device = choose_device(on.device)
+    bfloat16 = arithmetic(device, on.precision) == "bfloat16"
+    rows = []
+    for name, config in SIZES.items():
+        if settings.max_length > config.n_positions:
+            raise UserError(
+                f"--max-length {settings.max_length} is beyond {name}'s {config.n_positions}"
+            )
+        if settings.measure not in ("", name):
+            continue
+        computed = training_memory(
+            config,
+            settings.batch_size,
+            settings.max_length,
+            bfloat16,
+            keeps_scores=bfloat16 and in_blocks(device, torch.bfloat16, settings.max_length),
+        )
+        row = [
+            name,
+            f"{count_by_shape(config):,}",
+            f"{download_size(config) / 1e9:.2f} GB" if name in RELEASED else None,
+            f"{computed / _GIB:.1f} GiB",
+        ]
+        if settings.measure:
+            _, peak = measure(config, settings.batch_size, settings.max_length, on.precision,
+                              on.device)  # fmt: skip
+            row.append(f"{peak / _GIB:.1f} GiB")
+        rows.append(row)
+    header = ["model", "parameters", "download", "computed", "measured"]
+    print(f"training all weights on {settings.batch_size} rows of {settings.max_length} tokens, "
+          f"{'bfloat16' if bfloat16 else 'float32'} on {device}\n")  # fmt: skip
+    print(format_table(header[: len(rows[0])], rows))
+
+
+if __name__ == "__main__":
+    run_script(main)

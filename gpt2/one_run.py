@@ -1,0 +1,132 @@
+"""What the three training scripts do alike: begin a run, build its model, train, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+
+from gpt2.bookkeeping import NotFinite, TrainingResult
+from gpt2.heads import Head
+from gpt2.model import GPT2, GPT2Config
+from gpt2.optimization import TrainingConfig
+from gpt2.support.device import arithmetic, choose_device
+from gpt2.support.distributed import init_processes, to_device
+from gpt2.support.errors import UserError
+from gpt2.support.run_folder import RunFolder, RunSettings
+from gpt2.weights.building import (
+    ModelSettings,
+    build_model,
+    check_not_overwritten,
+    choose_config,
+    count_parameters,
+    describe_parameters,
+    initial_weights,
+    model_name,
+    starting_point,
+)
+from gpt2.weights.export import check_export, export
+
+
+@dataclass
+class OneRun:
+    """A run that has begun: where it computes, where it writes, and what its model looks like."""
+
+    device: torch.device
+    folder: RunFolder
+    model_settings: ModelSettings  # as given
+    start: ModelSettings  # what the model is built from: as given or, resumed, the run's own last/
+    training: TrainingConfig
+    settings: RunSettings
+    config: GPT2Config
+    encoding: tiktoken.Encoding
+
+    def build_model(
+        self, make_head: Callable[[GPT2Config], Head], labels: Sequence[str] | None = None
+    ) -> tuple[GPT2, str]:
+        """The model on its device, frozen but for what --train names, and where its weights come
+        from, in words."""
+        model, origin = build_model(
+            self.start, self.config, make_head, self.training.train, self.settings.seed, labels
+        )
+        if self.settings.export:
+            check_export(Path(self.settings.export), model.head)
+        return to_device(model, self.device, self.training.shard), origin
+
+    def start_writing(self, model: GPT2, origin: str, all_settings: dict[str, Any]) -> None:
+        """Print what the model is, and take hold of the run folder."""
+        pooling = model.head.arguments.get("pooling")
+        print(
+            f"model: {model_name(self.model_settings)}, {origin}, "
+            f"{describe_parameters(model, self.training.weight_decay)}; "
+            + (f"pooling {pooling}; " if pooling else "")
+            + f"{arithmetic(self.device, self.training.precision)} on {self.device}"
+        )
+        self.folder.start(all_settings, str(self.device))
+        print(f"run folder: {self.folder.folder}\n")
+
+    def describe_model(self, model: GPT2, origin: str) -> dict[str, Any]:
+        """The part of results.json that says what the model is."""
+        parameters, trainable = count_parameters(model)
+        return {
+            "name": model_name(self.model_settings),
+            "init": initial_weights(self.model_settings),
+            "origin": origin,
+            "parameters": parameters,
+            "trainable": trainable,
+        }
+
+    def describe_training(self, result: TrainingResult) -> dict[str, Any]:
+        """The part of results.json that says what training took."""
+        speed = {"tokens_per_second": result.tokens / result.seconds}
+        return dataclasses.asdict(result) | speed | {"seed": self.settings.seed}
+
+    def end(self, table: str, summary: str, following: str) -> None:
+        """Print what came of the run and what to do next; write what --export asks for."""
+        print(f"\n{table}\n\n{summary}")
+        print(f"everything of this run: {self.folder.folder / 'report.md'}")
+        if self.settings.export:
+            export(self.folder.folder, Path(self.settings.export))
+        print(f"\nnext, {following}")
+
+
+def begin(
+    name: str, model: ModelSettings, training: TrainingConfig, settings: RunSettings
+) -> OneRun:
+    """Meet the other processes, choose device and run folder, runs/`name`-MODEL if none is given,
+    and read the shape of the model. Raises UserError, before any work, if the flags ask for what
+    cannot be done."""
+    device = init_processes(choose_device(settings.device))
+    if device.type == "mps" and training.activation_checkpointing and model.dropout:
+        raise UserError(
+            "--activation-checkpointing and --dropout do not go together on mps, where torch drops "
+            "others the second time (pytorch #127676); leave one of them out"
+        )
+    folder = RunFolder.choose(settings, f"{name}-{model_name(model)}")
+    check_not_overwritten(model, folder.folder)
+    start = starting_point(model, folder)
+    config, encoding = choose_config(start)
+    if settings.export:
+        check_export(Path(settings.export))
+    return OneRun(device, folder, model, start, training, settings, config, encoding)
+
+
+@contextlib.contextmanager
+def explaining_not_finite(texts: Sequence[str] = ()) -> Iterator[None]:
+    """Around training: say in one line what to do when the loss is no number any more, and quote
+    the first of the rows at fault from `texts`, those of the training rows."""
+    try:
+        yield
+    except NotFinite as error:
+        quoted = error.rows and len(texts)
+        first = f" (the first: '{texts[error.rows[0]][:60]}')" if quoted else ""
+        raise UserError(
+            f"{error}{first}; a lower --learning-rate, a longer --warmup or --precision float32 "
+            "may help"
+        ) from None

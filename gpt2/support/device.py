@@ -1,0 +1,94 @@
+"""Where a model runs, and in which arithmetic."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt2.support.errors import UserError
+from gpt2.support.flags import flag
+
+
+@dataclass
+class DeviceSettings:
+    """Device"""
+
+    device: str = flag(
+        "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps")
+    )
+    precision: str = flag(
+        "auto",
+        "arithmetic of matrix products; auto is bfloat16 where the device has instructions for it: "
+        "a CPU without them takes a hundred times as long in bfloat16 as in float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "mps" means here. Raises UserError if there is no
+    such device."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        # Before, attention on Apple's GPUs is wrong, silently (pytorch #163597, #195910).
+        "mps": torch.backends.mps.is_available() and torch.__version__ >= (2, 13),
+    }
+    if name == "auto":
+        name = next((kind for kind, there in available.items() if there), "cpu")
+    elif not available.get(name, True):
+        need = "no such device, or it is older than 2.13" if name == "mps" else "no such device"
+        raise UserError(f"--device {name}: this torch sees {need}; use --device cpu")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context for a forward pass: matrix products in bfloat16 or not; weights, gradients and
+    the residual stream stay float32 either way."""
+    enabled = arithmetic(device, precision) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def arithmetic(device: torch.device, precision: str) -> str:
+    """What `precision` means on `device`: "auto" is bfloat16 where the device is fast at it."""
+    if precision == "auto":
+        return "bfloat16" if _fast_bfloat16(device) else "float32"
+    return precision
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere and later
+    # Without these instructions bfloat16 is emulated, a hundred times as slowly as float32.
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most that this process has held so far, in bytes; on a GPU, of its memory, in tensors.
+    Not known on Windows: 0."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":  # where ru_maxrss begins with what the parent process has held
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource  # not in Windows' Python
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on whatever device. torch raises a plain RuntimeError on a CPU
+    and on Apple's GPUs."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+        or "MPS backend out of memory" in str(error)
+    )

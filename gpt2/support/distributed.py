@@ -1,0 +1,305 @@
+"""Many processes, as torchrun starts them. A process alone passes through here unchanged.
+
+    torchrun --standalone --nproc-per-node=2 classification/train_gpt.py
+
+All processes ("ranks", in torch's word) run the same script on the same data. Each takes its part
+of the rows of every step, and gradients are added up before the update, so that all hold the same
+weights at any time. Nothing but speed depends on how many there are.
+
+Most functions here are collective: every process must call them, in the same order, or all wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gpt2.support.errors import UserError
+
+T = TypeVar("T")
+
+# Longer than anything that rank 0 does alone. Whoever has ended is noticed at once, by its closed
+# connection; this is for machines that have vanished.
+_PATIENCE = datetime.timedelta(minutes=30)
+_SECONDS_FOR_RANK_0 = 5.0
+
+
+# --- which process is this?
+
+
+def rank() -> int:
+    """The number of this process among all, from 0; as torchrun says, before they have met."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes have met."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def init_processes(device: torch.device) -> torch.device:
+    """Wait for the other processes that torchrun has started; the device of this one among those of
+    its machine. Raises UserError if there are not enough of them."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        return device
+    if device.type == "mps":
+        raise UserError("--device mps is for one process; use --device cpu, or leave torchrun out")
+    if device.type == "cuda":
+        number, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= available:
+            raise UserError(
+                f"--nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}: this machine has {available} "
+                "GPUs; start one process for each, or use --device cpu"
+            )
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    # gloo also on GPUs, for what is in the main memory: small things, for which no GPU need wait
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                            timeout=_PATIENCE)  # fmt: skip
+    all_reduce_max(0)  # all are there before one goes on, which may end it
+    return device
+
+
+def destroy_processes() -> None:
+    """Undo `init_processes`."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# --- rank 0 writes and prints
+
+
+class _NoTerminal(io.TextIOWrapper):
+    """A stream on which tqdm shows no bar."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+def quiet_other_ranks() -> None:
+    """Let rank 0 alone print, and show bars. Errors are printed still."""
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w")
+        sys.stderr = _NoTerminal(sys.__stderr__.buffer, line_buffering=True)
+
+
+def let_rank_0_speak_first() -> str:
+    """To be called before a process says why it ends. Most reasons are those of all processes, and
+    rank 0 names them: when it has ended, torchrun ends the others while they wait here. Returns
+    what to say before a reason that is this process's own."""
+    if rank() == 0:
+        return ""
+    time.sleep(_SECONDS_FOR_RANK_0)
+    return f"process {rank()}: "
+
+
+def on_rank_0(work: Callable[[], T]) -> T:
+    """What `work` returns, or the UserError that it raises, on rank 0; the other processes wait for
+    it. Whatever touches the run folder is done so."""
+    if world_size() == 1:
+        return work()
+    answer: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            answer[0] = work()
+        except UserError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
+    result, error = answer
+    if error is not None:
+        raise error
+    return result
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Whether `error` says that another process is not there any more. gloo raises a plain
+    RuntimeError."""
+    many = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return many and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+# --- sharing the work
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of `items`. All parts are equally long, so that all processes exchange
+    equally often: where the items cannot be divided evenly, the first ones stand in two parts. Keep
+    the result of each item under a key of its own, and `gather` counts it once.
+
+    >>> share([5, 6, 7])
+    [5, 6, 7]
+    """
+    if world_size() == 1:
+        return items
+    places = range(rank(), world_size() * math.ceil(len(items) / world_size()), world_size())
+    return [items[place % len(items)] for place in places]
+
+
+def gather(found: dict[int, T]) -> dict[int, T]:
+    """What all processes have found, under its keys."""
+    if world_size() == 1:
+        return found
+    parts: list[dict[int, T]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(parts, found)
+    return {key: value for each in parts for key, value in each.items()}
+
+
+def micro_batches(
+    rows: Sequence[int], cut: Callable[[Sequence[int]], list[Sequence[int]]]
+) -> list[tuple[Sequence[int], int]]:
+    """This process's part of the `rows` of one step, as `cut` divides it into micro-batches, each
+    with its weight, 1. All processes have equally many: one that runs out of rows gets filler
+    micro-batches of weight 0, because every process must join each exchange of gradients.
+
+    >>> micro_batches([3, 1, 2], lambda rows: [rows[:2], rows[2:]])
+    [([3, 1], 1), ([2], 1)]
+    """
+    # Rows of a batch stand in order of length: one in so many gives each process equal work.
+    parts = [cut(rows[first :: world_size()]) for first in range(world_size())]
+    mine = [(micro_batch, 1) for micro_batch in parts[rank() if world_size() > 1 else 0]]
+    return mine + [(rows[:1], 0)] * (max(map(len, parts)) - len(mine))
+
+
+def all_reduce_sum(total: Tensor, *counts: int) -> tuple[Any, ...]:
+    """The sums over all processes of `total` (), which stays on its device, and of whole numbers.
+
+    >>> all_reduce_sum(torch.tensor(0.5), 3, 4)
+    (tensor(0.5000), 3, 4)
+    """
+    if world_size() == 1:
+        return total, *counts
+    sums = torch.stack([total.double(), *total.new_tensor(counts, dtype=torch.float64)])
+    dist.all_reduce(sums)
+    return sums[0], *map(int, sums[1:].tolist())
+
+
+def all_reduce_max(number: int) -> int:
+    """The largest `number` of all processes: how they agree on what one of them has noticed."""
+    if world_size() == 1:
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def check_alike(name: str, value: str) -> None:
+    """Raises UserError unless all processes have the same `value`: machines may hold other files
+    under the same names."""
+    values = gather({rank(): value})
+    others = [number for number in sorted(values) if values[number] != values[0]]
+    if others:
+        raise UserError(f"{name} of process {others[0]} are not those of process 0")
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed the random numbers of one step (dropout's) from `seed`, `step` and the rank: a resumed
+    run draws the same ones with nothing saved, and each process draws its own."""
+    own = int(np.random.SeedSequence([seed, step, rank()]).generate_state(1)[0])
+    random.seed(own)
+    np.random.seed(own)
+    torch.manual_seed(own)
+
+
+# --- the model on many processes
+
+
+class Objective(nn.Module):
+    """The loss of a model as a module. DistributedDataParallel exchanges the gradients of what goes
+    through its `forward`, and a loss may call parts of the model by themselves."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Any) -> Any:
+        return self.loss(self.model, batch)
+
+
+def to_device(model: nn.Module, device: torch.device, shard: bool) -> nn.Module:
+    """Put `model` on `device`; with `shard`, this process's part of each of its tensors. A block is
+    then put together when it computes, and taken apart again (PyTorch's fully_shard; Rajbhandari et
+    al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models").
+
+    Raises UserError if there are no other processes to share it with.
+    """
+    if not shard:
+        return model.to(device)
+    if world_size() == 1:
+        raise UserError(
+            "--shard shares the model among processes, and this is the only one: start them with "
+            "torchrun, or use --no-shard"
+        )
+    if device.type == "cpu" and torch.__version__ < (2, 13):
+        raise UserError("--shard on CPUs needs torch 2.13; older ones add gradients up wrongly")
+    # here, because it takes half a second that no other run need wait for
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = dist.init_device_mesh(device.type, (world_size(),))
+    for block in model.h:
+        fully_shard(block, mesh=mesh)  # moves it to the device, too
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "hidden_states")  # what language models call
+    return model
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether each process holds but a part of `model`."""
+    return hasattr(model, "reshard")
+
+
+def reshard(model: nn.Module) -> None:
+    """After an evaluation, embeddings and head of a sharded model are still whole."""
+    if sharded(model):
+        model.reshard()
+
+
+def parallel_objective(model: nn.Module, loss: Callable[[nn.Module, Any], Any]) -> nn.Module:
+    """`loss` of `model` as a module whose backward pass leaves, on every process, the mean of all
+    processes' gradients."""
+    objective = Objective(model, loss)
+    if world_size() == 1 or sharded(model):  # a sharded model exchanges by itself
+        return objective
+    return DistributedDataParallel(objective, gradient_as_bucket_view=True)
+
+
+def sync_gradients(objective: nn.Module, now: bool) -> contextlib.AbstractContextManager:
+    """A context for one micro-batch, forward and backward: gradients are exchanged at its end or,
+    unless `now`, kept to be exchanged with the next one's. (A sharded model has no room to keep
+    them: it exchanges every time.)"""
+    waits = isinstance(objective, DistributedDataParallel) and not now
+    return objective.no_sync() if waits else contextlib.nullcontext()
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of a sharded model; any other as it is."""
+    return tensor.full_tensor() if _is_dtensor(tensor) else tensor
+
+
+def distribute_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor`, the same on all processes, on the device of `parameter` and, if it has its shape,
+    cut as that is."""
+    tensor = tensor.to(parameter.device)
+    if not _is_dtensor(parameter) or tensor.shape != parameter.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")

@@ -1,0 +1,32 @@
+"""What the data of all tasks do alike: their name, and how many rows a trial keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+
+
+def data_name(data: str, built_in: Collection[str]) -> str:
+    """The name of what `--data` names: itself if built in, else without folder and suffix.
+
+    >>> data_name("imdb", ["imdb"]), data_name("tables/mine.csv", ["imdb"])
+    ('imdb', 'mine')
+    """
+    return data if data in built_in else Path(data).resolve().stem
+
+
+def rows_to_keep(
+    sizes: dict[str, int], max_train: int, max_validation: int, max_test: int
+) -> dict[str, int]:
+    """The most rows of each split that the `--max-...` flags keep, given the `sizes` of the splits;
+    0 keeps all. With `max_train` alone, validation keeps the same share of its rows: 64 training
+    rows on trial should not be followed by 5,000 for validation.
+
+    >>> rows_to_keep({"train": 1000, "validation": 200, "test": 50}, 100, 0, 0)
+    {'train': 100, 'validation': 20, 'test': 0}
+    """
+    if max_train and not max_validation:
+        share = min(1, max_train / sizes["train"])
+        max_validation = math.ceil(share * sizes["validation"])
+    return {"train": max_train, "validation": max_validation, "test": max_test}
