@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 IGNORE = -100  # a target on which no loss is taken; cross_entropy's own default
 
-# Rows are sorted by length within pools of this many batches. Larger pools pad less but make rows
-# that meet in a batch more alike; at 50 IMDb keeps more than 95 % useful tokens.
+# Rows are sorted by length within pools of this many batches. Larger pools need less padding but
+# make the rows of a batch more alike; with 50, more than 95 % of IMDb's tokens are no padding.
 _POOL_BATCHES = 50
 
 
@@ -82,21 +82,18 @@ def shuffled_batches(
 ) -> list[list[int]]:
     """The row numbers of each batch of one epoch: every row once, rows of similar length together,
     batches in random order. A pure function of its arguments, so that a resumed run sees what an
-    unbroken one would have seen.
-
-    Rows are shuffled, cut into pools of 50 batches, sorted by length inside each pool and cut into
-    batches, which are shuffled. One batch, the last one cut, may be smaller.
+    unbroken one would have seen. One batch may be smaller than the others.
     """
     lengths = np.asarray(lengths)
     random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
+    order = random.permutation(len(lengths))  # 1. shuffle all rows
     pool_size = _POOL_BATCHES * batch_size
     batches = []
-    for start in range(0, len(order), pool_size):
+    for start in range(0, len(order), pool_size):  # 2. sort by length inside each pool
         pool = order[start : start + pool_size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches += [pool[i : i + batch_size].tolist() for i in range(0, len(pool), batch_size)]
-    random.shuffle(batches)
+    random.shuffle(batches)  # 3. or every epoch would go from short rows to long ones
     return batches
 
 
@@ -121,7 +118,8 @@ def cut_batch(
     rows: Sequence[int], lengths: Sequence[int], max_rows: int, max_tokens: int = 0
 ) -> list[list[int]]:
     """The `rows` of one batch, in their order, cut into micro-batches of at most `max_rows` rows
-    and `max_tokens` tokens, padding included; 0 tokens set no limit. A row with more stands alone.
+    and `max_tokens` tokens, padding included (0: no limit). A longer row gets a micro-batch of its
+    own.
 
     >>> cut_batch([0, 1, 2, 3], lengths=[2, 2, 5, 9], max_rows=8, max_tokens=6)
     [[0, 1], [2], [3]]
@@ -131,6 +129,7 @@ def cut_batch(
     for row in rows:
         longest = max(longest, int(lengths[row]))
         size = len(micro_batches[-1]) if micro_batches else max_rows
+        # With this row, all rows of the micro-batch would be padded to `longest`.
         if size == max_rows or (max_tokens and (size + 1) * longest > max_tokens):
             micro_batches.append([])
             longest = int(lengths[row])
@@ -140,8 +139,8 @@ def cut_batch(
 
 def sorted_batches(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> list[list[int]]:
     """The row numbers of each batch for evaluation and prediction: every row once, longest first,
-    so that a batch that does not fit into memory fails at once and not at the end. `max_tokens` is
-    as in `cut_batch`."""
+    so that a batch that does not fit into memory fails at the start and not at the end.
+    `max_tokens` is that of `cut_batch`."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     return cut_batch(order, lengths, batch_size, max_tokens)
 

@@ -20,13 +20,13 @@ _ROWS_AT_ONCE = 64  # of these logits, taken through softmax while they are in t
 
 def language_model_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Cross-entropy in nats, summed over the targets that count, and how many these are. Logits
-    are computed where there is a target and nowhere else."""
-    at = (batch.targets != IGNORE).nonzero(as_tuple=True)
-    hidden = model.hidden_states(batch.tokens, at=at)  # (targets, C)
-    targets = batch.targets[at]  # (targets,)
-    if type(model.head) is LanguageModelHead:
+    are computed only where there is a target: in the response, not in the prompt or the padding."""
+    at = (batch.targets != IGNORE).nonzero(as_tuple=True)  # rows and positions, each (N,)
+    hidden = model.hidden_states(batch.tokens, at=at)  # (N, C)
+    targets = batch.targets[at]  # (N,)
+    if type(model.head) is LanguageModelHead:  # logits are hidden @ weight.T and nothing else
         return ChunkedCrossEntropy.apply(hidden, model.head.weight, targets), len(targets)
-    logits = model.head(hidden, batch.lengths)  # (targets, V), whatever a head of your own does
+    logits = model.head(hidden, batch.lengths)  # (N, V) of a head of your own
     return F.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
 
 

@@ -71,15 +71,16 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         B, T, C = x.size()
         head_size = C // self.n_head
-        q, k, v = self.c_attn(x).split(C, dim=2)
+        # One product makes all three; then each head gets its own slice of the width.
+        q, k, v = self.c_attn(x).split(C, dim=2)  # each (B, T, C)
         q = q.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         v = v.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
 
-        # softmax(q k^T / sqrt(head_size)) v, in which each token sees itself and those to its left
+        # softmax(q k^T / sqrt(head_size)) v, in which each token sees itself and those to its left.
         if cache is None:
             y = causal_attention(q, k, v, self.dropout if self.training else 0.0)
-        else:  # generation: k and v of the tokens before are in the cache
+        else:  # generation: the cache holds k and v of the tokens before
             k, v, visible = cache.extend(k, v)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
 
@@ -134,11 +135,11 @@ class Block(nn.Module):
         at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """(B, T, C) from (B, T, C); or (N, C) where `at` names N tokens by row and position, two
-        (N,) int64. The trunk does so in the last block, whose other tokens nobody reads."""
-        x = x + self.attn(self.ln_1(x), cache)
-        if at is not None:  # after attention no token looks at another
+        (N,) int64. The trunk does so in the last block, when the head reads only some tokens."""
+        x = x + self.attn(self.ln_1(x), cache)  # tokens exchange what they know
+        if at is not None:  # from here on each token is on its own: drop those that nobody reads
             x = x[at]  # (N, C)
-        x = x + self.mlp(self.ln_2(x))
+        x = x + self.mlp(self.ln_2(x))  # each token works on what it has gathered
         return x
 
 
@@ -157,8 +158,8 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config, head: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)  # where it stands
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.apply(self._initialise)
@@ -179,9 +180,9 @@ class GPT2(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if hasattr(module, "c_proj"):  # attention and MLP: what goes back into the residual stream
-            # Each block adds two projections to the residual stream; the smaller start keeps its
-            # variance independent of depth (GPT-2 paper, section 2.3).
+        if hasattr(module, "c_proj"):
+            # Attention and MLP of every block each add a projection to the residual stream. The
+            # smaller start keeps its variance independent of depth (GPT-2 paper, section 2.3).
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def hidden_states(
@@ -190,18 +191,19 @@ class GPT2(nn.Module):
         cache: KeyValueCache | None = None,
         at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """What the trunk makes of `tokens` (B, T) int64: hidden states (B, T, C).
+        """The hidden states (B, T, C) of `tokens` (B, T) int64, after the last block and `ln_f`.
 
-        With a `cache`, `tokens` go on where each row of it ends. With `at`, rows and positions in
-        `tokens`, each (N,) int64, hidden states (N, C) of these alone, and the last block's MLP
-        runs for no others. Raises ValueError if the rows are longer than the context.
+        With a `cache`, `tokens` continue the rows that it holds. With `at` (rows and positions in
+        `tokens`, each (N,) int64), the hidden states (N, C) of these tokens alone; the last block's
+        MLP is not computed for the others. Raises ValueError if the rows are longer than the
+        context.
         """
         T = tokens.size(1)
         width = T if cache is None else cache.width + T
         if width > self.config.n_positions:
             raise ValueError(f"{width} tokens do not fit in a context of {self.config.n_positions}")
-        positions = torch.arange(T, device=tokens.device)
-        if cache is not None:
+        positions = torch.arange(T, device=tokens.device)  # (T,)
+        if cache is not None:  # rows of different lengths go on at different positions
             positions = positions + cache.lengths.unsqueeze(1)  # (B, T)
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C) or (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
@@ -254,20 +256,20 @@ def choose_trainable(model: GPT2, train: str) -> None:
 
 class KeyValueCache:
     """Keys and values of all tokens seen so far, so that generation runs each token through the
-    model once. Rows may have different lengths: each is stored at its own positions.
+    model only once. Rows may have different lengths: each is stored at its own positions.
 
-    keys, values (n_layer, B, n_head, capacity, head_size)
-    lengths (B,) int64: tokens of each row that are stored and count
-    width: positions in use, in the longest row
+    keys, values  (n_layer, B, n_head, capacity, head_size)
+    lengths       (B,) int64, the real tokens of each row that are stored
+    width         positions in use, in the longest row
 
-    The caller sets `lengths` and `width` anew after each call of the model.
+    The caller updates `lengths` and `width` after each call of the model.
     """
 
     def __init__(self, config: GPT2Config, rows: int, capacity: int, like: Tensor) -> None:
         head_size = config.n_embd // config.n_head
         shape = (config.n_layer, rows, config.n_head, capacity, head_size)
-        # In the arithmetic that they come from and go to: to convert all of them for each new token
-        # would take as long as the token. Autocast leaves float64 alone.
+        # Stored in the dtype that attention computes in: converting all of them for each new token
+        # would take as long as the token itself. Autocast leaves float64 alone.
         device = like.device.type
         mixed = torch.is_autocast_enabled(device) and like.dtype != torch.float64
         dtype = torch.get_autocast_dtype(device) if mixed else like.dtype
@@ -290,8 +292,8 @@ class LayerCache:
         """Store the new keys and values (B, n_head, T, head_size); return all that are in use,
         (B, n_head, width, head_size), and which of them a new token may see, (B, 1, T, width).
 
-        Pads of a shorter row are stored too. They stand to the right of all that its next token may
-        see, and the tokens that follow overwrite them.
+        The pads of a shorter row are stored too. That is harmless: they stand to the right of what
+        its next token may see, and the tokens that follow overwrite them.
         """
         rows = torch.arange(k.size(0), device=k.device).unsqueeze(1)  # (B, 1)
         self.keys[rows, :, self.positions] = k.transpose(1, 2)
@@ -301,7 +303,7 @@ class LayerCache:
         return self.keys[:, :, : self.width], self.values[:, :, : self.width], visible
 
 
-QUERIES_AT_ONCE = 128  # in the attention below; fewer make products too small to be fast
+QUERIES_AT_ONCE = 128  # of the attention below; fewer make the products too small to be fast
 KERNEL_FROM = 768  # tokens: from here on torch's kernel is the faster one, also backwards
 
 
@@ -311,12 +313,13 @@ def in_blocks(device: torch.device, dtype: torch.dtype, length: int) -> bool:
 
 
 def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """The formula as it stands in the paper, for a block of queries at a time and the keys that
-    they may see: of 512 tokens that is five eighths of all pairs. torch's kernel is the faster one
-    forwards, but so slow backwards in bfloat16 on a CPU that this wins where rows are short."""
+    """The formula as it stands in the paper, for one block of queries at a time and only the keys
+    that these may see: with 512 tokens that is five eighths of all pairs. torch's kernel is faster
+    in the forward pass, but its backward pass in bfloat16 on a CPU is so slow that this wins on
+    short rows."""
     T, head_size = q.size(2), q.size(3)
     mask = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
-    k, v = k.contiguous(), v.contiguous()  # here, or each product would make copies to keep
+    k, v = k.contiguous(), v.contiguous()  # once; otherwise each product copies and keeps them
     outputs = []  # each (B, n_head, end - start, head_size)
     for q_block in (q * head_size**-0.5).split(QUERIES_AT_ONCE, dim=2):
         start = QUERIES_AT_ONCE * len(outputs)

@@ -67,10 +67,10 @@ def init_processes(device: torch.device) -> torch.device:
             )
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
-    # gloo also on GPUs, for what is in the main memory: small things, for which no GPU need wait
+    # gloo too on GPUs: small numbers in main memory are exchanged without waiting for the GPU
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                             timeout=_PATIENCE)  # fmt: skip
-    all_reduce_max(0)  # all are there before one goes on, which may end it
+    all_reduce_max(0)  # wait until all have met: one that goes on alone might end before
     return device
 
 
@@ -98,9 +98,9 @@ def quiet_other_ranks() -> None:
 
 
 def let_rank_0_speak_first() -> str:
-    """To be called before a process says why it ends. Most reasons are those of all processes, and
-    rank 0 names them: when it has ended, torchrun ends the others while they wait here. Returns
-    what to say before a reason that is this process's own."""
+    """Call this before printing why a process ends. Most errors happen in all processes alike, and
+    rank 0 prints them: when it has ended, torchrun ends the others while they wait here. Returns
+    the prefix for an error that only this process has."""
     if rank() == 0:
         return ""
     time.sleep(_SECONDS_FOR_RANK_0)
@@ -109,7 +109,7 @@ def let_rank_0_speak_first() -> str:
 
 def on_rank_0(work: Callable[[], T]) -> T:
     """What `work` returns, or the UserError that it raises, on rank 0; the other processes wait for
-    it. Whatever touches the run folder is done so."""
+    it and get the same. Everything that writes to the run folder goes through here."""
     if world_size() == 1:
         return work()
     answer: list[Any] = [None, None]
@@ -168,7 +168,7 @@ def micro_batches(
     >>> micro_batches([3, 1, 2], lambda rows: [rows[:2], rows[2:]])
     [([3, 1], 1), ([2], 1)]
     """
-    # Rows of a batch stand in order of length: one in so many gives each process equal work.
+    # The rows of a batch are sorted by length: every second (third ...) row is a fair share.
     parts = [cut(rows[first :: world_size()]) for first in range(world_size())]
     mine = [(micro_batch, 1) for micro_batch in parts[rank() if world_size() > 1 else 0]]
     return mine + [(rows[:1], 0)] * (max(map(len, parts)) - len(mine))
@@ -188,7 +188,7 @@ def all_reduce_sum(total: Tensor, *counts: int) -> tuple[Any, ...]:
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest `number` of all processes: how they agree on what one of them has noticed."""
+    """The largest `number` of all processes: this is how all learn what one has noticed."""
     if world_size() == 1:
         return number
     tensor = torch.tensor(number)
@@ -197,8 +197,8 @@ def all_reduce_max(number: int) -> int:
 
 
 def check_alike(name: str, value: str) -> None:
-    """Raises UserError unless all processes have the same `value`: machines may hold other files
-    under the same names."""
+    """Raises UserError unless all processes have the same `value`: files of the same name may
+    differ from machine to machine."""
     values = gather({rank(): value})
     others = [number for number in sorted(values) if values[number] != values[0]]
     if others:
@@ -218,8 +218,8 @@ def seed_step(seed: int, step: int) -> None:
 
 
 class Objective(nn.Module):
-    """The loss of a model as a module. DistributedDataParallel exchanges the gradients of what goes
-    through its `forward`, and a loss may call parts of the model by themselves."""
+    """The loss of a model as a module. DistributedDataParallel exchanges only gradients of what its
+    `forward` has computed, and a loss may call parts of the model directly."""
 
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
@@ -231,8 +231,8 @@ class Objective(nn.Module):
 
 
 def to_device(model: nn.Module, device: torch.device, shard: bool) -> nn.Module:
-    """Put `model` on `device`; with `shard`, this process's part of each of its tensors. A block is
-    then put together when it computes, and taken apart again (PyTorch's fully_shard; Rajbhandari et
+    """Put `model` on `device`; with `shard`, only this process's part of each of its tensors. A
+    block is gathered when it computes, and freed again (PyTorch's fully_shard; Rajbhandari et
     al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models").
 
     Raises UserError if there are no other processes to share it with.
@@ -263,7 +263,7 @@ def sharded(model: nn.Module) -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """After an evaluation, embeddings and head of a sharded model are still whole."""
+    """Free what an evaluation of a sharded model has left gathered: embeddings and head."""
     if sharded(model):
         model.reshard()
 
@@ -278,21 +278,21 @@ def parallel_objective(model: nn.Module, loss: Callable[[nn.Module, Any], Any]) 
 
 
 def sync_gradients(objective: nn.Module, now: bool) -> contextlib.AbstractContextManager:
-    """A context for one micro-batch, forward and backward: gradients are exchanged at its end or,
-    unless `now`, kept to be exchanged with the next one's. (A sharded model has no room to keep
-    them: it exchanges every time.)"""
+    """A context for one micro-batch, forward and backward: with `now` the processes exchange their
+    gradients at its end, otherwise they keep adding them up. (A sharded model exchanges every time:
+    it has no room to keep whole gradients.)"""
     waits = isinstance(objective, DistributedDataParallel) and not now
     return objective.no_sync() if waits else contextlib.nullcontext()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor of a sharded model; any other as it is."""
+    """A tensor of a sharded model gathered from all processes; any other tensor as it is."""
     return tensor.full_tensor() if _is_dtensor(tensor) else tensor
 
 
 def distribute_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """`tensor`, the same on all processes, on the device of `parameter` and, if it has its shape,
-    cut as that is."""
+    """`tensor`, which all processes have, moved to the device of `parameter` and, if it has its
+    shape, sharded in the same way."""
     tensor = tensor.to(parameter.device)
     if not _is_dtensor(parameter) or tensor.shape != parameter.shape:
         return tensor
