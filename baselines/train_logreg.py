@@ -128,11 +128,16 @@ def fit_baseline(
     return model, metrics, seconds
 
 
-def measure_baseline(splits: Splits, features: str) -> dict[str, Any]:
-    """The part of results.json on the bag of words: name, features, seconds of training, metrics on
-    validation and test."""
-    _, metrics, seconds = fit_baseline(splits, features)
-    return {"name": "logistic regression", "features": features, "seconds": seconds} | metrics
+def measure_baseline(splits: Splits, features: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The part of results.json on the bag of words (name, features, seconds of training, metrics on
+    validation and test), and its log-probabilities on these two."""
+    model, metrics, seconds = fit_baseline(splits, features)
+    found = {"name": "logistic regression", "features": features, "seconds": seconds} | metrics
+    return found, {
+        split: model.predict_log_probabilities(frame["text"])
+        for split, frame in splits.items()
+        if split != "train"
+    }
 
 
 @dataclass

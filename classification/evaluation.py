@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,8 +62,14 @@ def classification_metrics(log_probabilities: np.ndarray, targets: np.ndarray) -
     With two classes the last three are those of the second one (`positive`, `spam`); with more,
     the unweighted mean over the classes. A class that is never predicted has precision 0.
     """
+    loss = float(-log_probabilities[np.arange(len(targets)), targets].mean())
     num_classes = log_probabilities.shape[1]
-    predicted = log_probabilities.argmax(axis=1)
+    return {"loss": loss} | label_metrics(log_probabilities.argmax(axis=1), targets, num_classes)
+
+
+def label_metrics(predicted: np.ndarray, targets: np.ndarray, num_classes: int) -> dict[str, float]:
+    """Accuracy, precision, recall and F1 of predicted class ids (rows,), as in
+    `classification_metrics`."""
     precision, recall, f1, _ = precision_recall_fscore_support(
         targets,
         predicted,
@@ -66,12 +78,30 @@ def classification_metrics(log_probabilities: np.ndarray, targets: np.ndarray) -
         zero_division=0,
     )
     return {
-        "loss": float(-log_probabilities[np.arange(len(targets)), targets].mean()),
         "accuracy": float((predicted == targets).mean()),
         "precision": float(precision),
         "recall": float(recall),
         "f1": float(f1),
     }
+
+
+def lopsided_metrics(log_probabilities: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Figures that a large class cannot carry alone: balanced accuracy (the mean of the recalls),
+    Matthews correlation (0 is guessing, 1 perfect) and ROC AUC (how likely a row of a class gets a
+    higher probability of it than a row of another), the mean over classes where these are more
+    than two. AUC is left out if a class has no row."""
+    predicted = log_probabilities.argmax(axis=1)
+    found = {
+        "balanced_accuracy": float(balanced_accuracy_score(targets, predicted)),
+        "matthews": float(matthews_corrcoef(targets, predicted)),
+    }
+    num_classes = log_probabilities.shape[1]
+    if len(np.unique(targets)) == num_classes:
+        probabilities = np.exp(log_probabilities.astype(np.float64))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        scores = probabilities[:, 1] if num_classes == 2 else probabilities
+        found["roc_auc"] = float(roc_auc_score(targets, scores, multi_class="ovr"))
+    return found
 
 
 def majority_log_probabilities(train_targets: np.ndarray, rows: int) -> np.ndarray:

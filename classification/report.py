@@ -1,64 +1,128 @@
-"""Chapter 6, the comparison: results.json, report.md and the curves of one run."""
+"""Chapter 6, the comparison: results.json, report.md and the pictures of one run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from classification.data import Splits
-from classification.evaluation import confident_mistakes, confusion, per_class_metrics
+from classification.calibration import apply_temperature, plot_reliability, reliability
+from classification.evaluation import (
+    confident_mistakes,
+    confusion,
+    lopsided_metrics,
+    per_class_metrics,
+)
+from classification.evidence import say_difference
+from classification.predictions import Predictions
 from gpt2.support.run_folder import RunFolder
 from gpt2.support.tables import format_table, percent, plot_curves
 
+LOPSIDED = (
+    2.0  # the largest class of the test split has more than so many times the smallest's rows
+)
 
-def comparison_table(results: dict[str, Any]) -> str:
-    """Majority class, bag of words, GPT before and after fine-tuning, all on the test split."""
+
+def contender_names(results: dict[str, Any]) -> dict[str, str]:
+    """How the table calls each contender of results.json."""
     name = results["model"]["name"]
     name = name if "gpt2" in name else f"GPT-2 {name}"
     baseline = results["baseline"]
-    contenders = [
-        ("majority class", results["majority"]["test"], None),
-        (f"{baseline['name']} ({baseline['features']})", baseline["test"], baseline["seconds"]),
-        (f"{name} before fine-tuning", results["before"]["test"], None),
-        (f"{name} after fine-tuning", results["after"]["test"], results["training"]["seconds"]),
-    ]
-    rows = [
-        [who, *(percent(metrics[key]) for key in ("accuracy", "precision", "recall", "f1")),
-         f"{metrics['loss']:.4f}", None if seconds is None else f"{seconds:.1f}"]
-        for who, metrics, seconds in contenders
-    ]  # fmt: skip
+    return {
+        "majority": "majority class",
+        "baseline": f"{baseline['name']} ({baseline['features']})",
+        "before": f"{name} before fine-tuning",
+        "after": f"{name} after fine-tuning",
+        "together": "both together",
+    }
+
+
+def comparison_table(results: dict[str, Any]) -> str:
+    """Majority class, bag of words, GPT before and after fine-tuning, and the last two contenders
+    together, all on the test split; then what the rows can tell of their differences."""
+    names = contender_names(results)
+    intervals = results["evidence"]["accuracy_intervals"]
+    seconds = {"baseline": results["baseline"], "after": results["training"]}
+    rows = []
+    for contender, name in names.items():
+        metrics = results[contender]["test"]
+        low, high = intervals.get(contender, (None, None))
+        interval = f"{100 * low:.1f} to {100 * high:.1f}" if low is not None else None
+        time = f"{seconds[contender]['seconds']:.1f}" if contender in seconds else None
+        shares = [percent(metrics[key]) for key in ("accuracy", "precision", "recall", "f1")]
+        rows.append([name, shares[0], interval, *shares[1:], f"{metrics['loss']:.4f}", time])
     labels = results["data"]["labels"]
     of = f"of '{labels[1]}'" if len(labels) == 2 else f"averaged over {len(labels)} classes"
-    header = [f"{results['data']['test']:,} test rows", "accuracy", "precision", "recall", "F1",
-              "loss", "training s"]  # fmt: skip
-    return f"{format_table(header, rows)}\n\n(precision, recall and F1 {of})"
-
-
-def write_report(
-    run: RunFolder, results: dict[str, Any], splits: Splits, log_probabilities: np.ndarray
-) -> None:
-    """Complete `results` with the confusion matrix, the figures of each class and the most
-    confident mistakes on the test split, and write results.json, curves.png and report.md."""
-    targets = splits.test["label"].to_numpy()
-    labels = splits.labels
-    results["confusion"] = {"labels": labels, "matrix": confusion(log_probabilities, targets)}
-    results["mistakes"] = confident_mistakes(
-        log_probabilities, targets, splits.test["text"].to_list(), labels
+    header = [f"{results['data']['test']:,} test rows", "accuracy", "95 % interval", "precision",
+              "recall", "F1", "loss", "training s"]  # fmt: skip
+    return f"{format_table(header, rows)}\n\n(precision, recall and F1 {of})\n\n" + "\n".join(
+        describe_evidence(results)
     )
-    results["per_class"] = per_class_metrics(log_probabilities, targets, labels)
+
+
+def describe_evidence(results: dict[str, Any]) -> list[str]:
+    """A sentence on each difference that was tested."""
+    names = contender_names(results)
+    short = {"before": "before", "after": "after fine-tuning", "together": "both together"}
+    return [
+        say_difference(
+            found,
+            short.get(found["first"], names[found["first"]]),
+            short.get(found["second"], names[found["second"]]),
+            results["data"]["test"],
+        )
+        for found in results["evidence"]["differences"]
+    ]
+
+
+def write_report(run: RunFolder, results: dict[str, Any], predictions: Predictions) -> None:
+    """Complete `results` with the confusion matrix, the figures of each class and the most
+    confident mistakes on the test split, and write results.json, the pictures and report.md."""
+    found, targets = predictions.log_probabilities["after"], predictions.targets
+    labels = predictions.labels
+    results["confusion"] = {"labels": labels, "matrix": confusion(found, targets)}
+    results["mistakes"] = confident_mistakes(found, targets, predictions.texts, labels)
+    results["per_class"] = per_class_metrics(found, targets, labels)
+    results["lopsided"] = {
+        name: lopsided_metrics(values, targets)
+        for name, values in predictions.log_probabilities.items()
+    }
     plot_curves(run.read_log(), ("loss", "accuracy"), run.folder / "curves.png")
+    calibrated = apply_temperature(found, results["calibration"]["temperature"])
+    bins = {"raw": reliability(found, targets), "calibrated": reliability(calibrated, targets)}
+    plot_reliability(bins, run.folder / "reliability.png")
     (run.folder / "report.md").write_text(_report(results), encoding="utf-8")
     run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 
 def _report(results: dict[str, Any]) -> str:
-    data, model, training = results["data"], results["model"], results["training"]
-    labels = data["labels"]
-    removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
+    data, labels = results["data"], results["data"]["labels"]
     parts = [
-        f"# {data['name']}: {model['name']} from {model['init']} weights",
+        f"# {data['name']}: {results['model']['name']} from {results['model']['init']} weights",
         comparison_table(results),
+        _describe_run(results),
+        "## Curves\n\n![loss and accuracy over the steps](curves.png)",
+        _probabilities(results),
+        "## Confusion matrix of the test split\n\nRows: the true class. Columns: the predicted "
+        "one.\n\n" + format_table(
+            ["", *labels],
+            [[label, *(f"{count:,}" for count in row)]
+             for label, row in zip(labels, results["confusion"]["matrix"], strict=True)],
+        ),
+        _each_class(results),
+        "## The most confident mistakes",
+    ]  # fmt: skip
+    parts += [
+        f"Predicted **{mistake['predicted']}** with {percent(mistake['probability'])}, is "
+        f"**{mistake['label']}**:\n\n> {_shorten(mistake['text'])}"
+        for mistake in results["mistakes"]
+    ] or ["None: every test row is right."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _describe_run(results: dict[str, Any]) -> str:
+    data, model, training = results["data"], results["model"], results["training"]
+    removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
+    together = results["together"]
+    return (
         f"Data: {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} "
         f"test rows; removed: {removed or 'none'}. Model: {model['parameters']:,} parameters, "
         f"{model['trainable']:,} trained, pooling {model['pooling']}, {model['max_length']} tokens "
@@ -67,29 +131,55 @@ def _report(results: dict[str, Any]) -> str:
         f"{training['tokens_per_second']:,.0f} tokens a second, "
         f"{percent(training['useful_token_share'])} useful tokens, seed {training['seed']}. The "
         f"weights of step {training['best_step']}, the best on validation "
-        f"({percent(results['after']['validation']['accuracy'])}), were tested.",
-        "## Curves\n\n![loss and accuracy over the steps](curves.png)",
-        "## Confusion matrix of the test split\n\nRows: the true class. Columns: the predicted "
-        "one.\n\n" + format_table(
-            ["", *labels],
-            [[label, *(f"{count:,}" for count in row)]
-             for label, row in zip(labels, results["confusion"]["matrix"], strict=True)],
-        ),
+        f"({percent(results['after']['validation']['accuracy'])}), were tested. Intervals are "
+        "95 % (Wilson); differences have the 95 % interval of the paired bootstrap over the test "
+        'rows and the exact p of McNemar\'s test. "Both together" is the weighted mean of the '
+        f"log-probabilities of bag of words and GPT-2 ({together['weight']:.2f} for GPT-2, chosen "
+        f"on validation); the two agree on {percent(together['agreement'])} of the rows."
+    )
+
+
+def _probabilities(results: dict[str, Any]) -> str:
+    """How honest the probabilities are, before and after calibration."""
+    calibration = results["calibration"]
+    rows = [
+        [name, f"{found['loss']:.4f}", percent(found["calibration_error"])]
+        for name, found in (("raw", calibration["raw"]), ("calibrated", calibration["calibrated"]))
+    ]
+    text = (
+        "## Honest probabilities\n\n"
+        + format_table(["probabilities", "log loss", "calibration error"], rows)
+        + "\n\nPrediction divides the logits by the temperature "
+        f"{calibration['temperature']:.2f}, fitted on validation (`--raw` does not). The "
+        "calibration error is the mean distance between the probability of the predicted class and "
+        "the share that is right, over 15 bins (Guo et al. 2017).\n\n"
+        "![probability against share that is right](reliability.png)"
+    )
+    if calibration["threshold"] is not None:
+        at = calibration["at_threshold"]
+        label = results["data"]["labels"][1]
+        text += (
+            f"\n\nWith '{label}' from a probability of {calibration['threshold']:.3f} on: accuracy "
+            f"{percent(at['accuracy'])}, precision {percent(at['precision'])}, recall "
+            f"{percent(at['recall'])}, F1 {percent(at['f1'])}."
+        )
+    return text
+
+
+def _each_class(results: dict[str, Any]) -> str:
+    rows = [
+        [label, percent(m["precision"]), percent(m["recall"]), percent(m["f1"]), f"{m['rows']:,}"]
+        for label, m in results["per_class"].items()
+    ]
+    text = "## Each class\n\n" + format_table(["class", "precision", "recall", "F1", "rows"], rows)
+    names = contender_names(results)
+    rows = [
+        [names[name], percent(found["balanced_accuracy"]), f"{found['matthews']:.3f}",
+         f"{found['roc_auc']:.3f}" if "roc_auc" in found else None]
+        for name, found in results["lopsided"].items()
     ]  # fmt: skip
-    if len(labels) > 2:
-        rows = [
-            [label, percent(m["precision"]), percent(m["recall"]), percent(m["f1"]), m["rows"]]
-            for label, m in results["per_class"].items()
-        ]
-        header = ["class", "precision", "recall", "F1", "rows"]
-        parts.append("## Each class\n\n" + format_table(header, rows))
-    parts.append("## The most confident mistakes")
-    parts += [
-        f"Predicted **{mistake['predicted']}** with {percent(mistake['probability'])}, is "
-        f"**{mistake['label']}**:\n\n> {_shorten(mistake['text'])}"
-        for mistake in results["mistakes"]
-    ] or ["None: every test row is right."]
-    return "\n\n".join(parts) + "\n"
+    header = ["contender", "balanced accuracy", "Matthews", "ROC AUC"]
+    return f"{text}\n\n{format_table(header, rows)}"
 
 
 def _shorten(text: str, limit: int = 600) -> str:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from baselines.train_logreg import FEATURES, measure_baseline
+from classification.calibration import calibrate, check_threshold
 from classification.data import (
     TRUNCATIONS,
     IMDbDataset,
@@ -26,13 +28,14 @@ from classification.data import (
 from classification.evaluation import (
     classification_loss,
     classification_metrics,
-    majority_log_probabilities,
     predict_log_probabilities,
 )
+from classification.evidence import weigh_evidence
+from classification.predictions import describe_together, gather_predictions, write_predictions
 from classification.report import comparison_table, write_report
 from classification.sources import BUILT_IN, DataSettings
 from gpt2.batching import check_batch_size
-from gpt2.checkpoint import Recipe, load_weights
+from gpt2.checkpoint import Recipe, change_settings, load_weights
 from gpt2.heads import POOLINGS, ClassificationHead, Head
 from gpt2.model import GPT2Config
 from gpt2.one_run import begin, explaining_not_finite
@@ -67,6 +70,10 @@ class ClassificationSettings:
         "count", "what the bag of words counts: count, words; tfidf, weighted words and pairs; nb, "
         "up to triples, the strongest on IMDb", choices=FEATURES,
     )  # fmt: skip
+    threshold: str = flag(
+        "", "with two classes: predict the second one from this probability on, as 0.3, or f1 for "
+        "the one with the best F1 on validation; left out, the likelier class",
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -82,6 +89,7 @@ def main() -> None:
     # ---- chapter 1: data
     splits = load_splits(data, data.split_seed)
     check_batch_size(data.data, len(splits.train), config.batch_size)
+    check_threshold(head.threshold, len(splits.labels))
 
     # ---- chapter 2: model
     def make_head(gpt2_config: GPT2Config) -> Head:
@@ -100,7 +108,7 @@ def main() -> None:
 
     # The baseline of chapter 6 comes first: it takes seconds, and data that it cannot read is a
     # mistake.
-    baseline = on_rank_0(lambda: measure_baseline(splits, head.features))
+    baseline, bag = on_rank_0(lambda: measure_baseline(splits, head.features))
     settings = {"data": data, "model": model_settings, "head": head, "training": config,
                 "run": run_settings}  # fmt: skip
     run.start_writing(model, origin, settings)
@@ -117,10 +125,13 @@ def main() -> None:
     def metrics(split: str, desc: str = "") -> dict[str, float]:
         return classification_metrics(log_probabilities(split, desc), targets[split])
 
+    def look_before() -> dict[str, Any]:
+        found = log_probabilities("test", "test split, before")
+        measured = classification_metrics(found, targets["test"])
+        return {"origin": origin, "test": measured, "log_probabilities": found.tolist()}
+
     model.eval()
-    before = run.folder.once(
-        "before.json", lambda: {"origin": origin, "test": metrics("test", "test split, before")}
-    )
+    before = run.folder.once("before.json", look_before)
     recipe = Recipe(
         "classification",
         run.encoding,
@@ -128,6 +139,8 @@ def main() -> None:
             "labels": splits.labels,
             "max_length": head.max_length,
             "truncation": head.truncation,
+            "temperature": 1.0,  # fitted on validation after training
+            "threshold": None,
             "data": splits.name,
         },
     )
@@ -140,16 +153,22 @@ def main() -> None:
     # ---- chapter 5: evaluation of the weights that did best on validation
     load_weights(run.folder.folder / "best", model)
     model.eval()
-    test_log_probabilities = log_probabilities("test", "test split, after")
-    after = {
-        "validation": metrics("validation"),
-        "test": classification_metrics(test_log_probabilities, targets["test"]),
+    found = {
+        "validation": log_probabilities("validation"),
+        "test": log_probabilities("test", "test split, after"),
     }
+    after = {split: classification_metrics(found[split], targets[split]) for split in found}
+    calibration = calibrate(found, targets, head.threshold)
+    change_settings(
+        run.folder.folder / "best",
+        {name: calibration[name] for name in ("temperature", "threshold")},
+    )
 
     # ---- chapter 6: comparison
     if rank() > 0:
         return
-    guess = majority_log_probabilities(targets["train"], len(splits.test))
+    predictions, weight = gather_predictions(splits, bag, before, found)
+    guess = predictions.log_probabilities["majority"]
     results = {
         "task": "classification",
         "data": describe_splits(splits),
@@ -159,9 +178,13 @@ def main() -> None:
         "baseline": baseline,
         "before": {"test": before["test"]},
         "after": after,
+        "together": describe_together(predictions, weight),
+        "evidence": weigh_evidence(predictions),
+        "calibration": calibration,
         "training": run.describe_training(result),
     }
-    write_report(run.folder, results, splits, test_log_probabilities)
+    write_predictions(run.folder.folder, predictions)
+    write_report(run.folder, results, predictions)
     predict = f"python {beside(__file__, 'predict.py')} {shlex.quote(str(run.folder.folder))}"
     run.end(
         comparison_table(results),

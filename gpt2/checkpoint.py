@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,12 @@ from gpt2.tokenizer import load_encoding, save_encoding
 
 # What each task needs to prepare new text as it was prepared for training.
 SETTINGS = {
-    "classification": ("labels", "max_length", "truncation"),
+    "classification": ("labels", "max_length", "truncation", "temperature", "threshold"),
     "instruction": ("template", "max_length"),
     "pretraining": ("max_length",),
 }
+# What runs of older code had, which did not say so.
+_OLDER = {"truncation": "head", "temperature": 1.0, "threshold": None}
 
 
 @dataclass
@@ -169,7 +172,7 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
         found_task = description["task"]
         config = GPT2Config(**description["model"])
         head = build_head(config, description["head"])
-        saved = {"truncation": "head"} | description["settings"]  # older runs know no other
+        saved = _OLDER | description["settings"]
         settings = {name: saved[name] for name in SETTINGS[found_task]}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
@@ -178,6 +181,22 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
     model = GPT2(config, head)
     _copy_weights(folder / "model.safetensors", model)
     return model.eval(), Recipe(found_task, load_encoding(folder), settings)
+
+
+def change_settings(folder: Path, changed: dict[str, Any]) -> None:
+    """Give the checkpoint `folder` other settings of its recipe, those that are known only after
+    training; everything else stays. Raises UserError if it cannot be written."""
+
+    def write() -> None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["settings"] |= changed
+        with replacing_folder(folder) as new:
+            for file in folder.iterdir():
+                if file.name not in (MANIFEST, "config.json"):
+                    shutil.copy(file, new)
+            write_json(new / "config.json", config)
+
+    on_rank_0(write)
 
 
 def load_weights(folder: Path, model: GPT2) -> None:

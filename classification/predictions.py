@@ -1,0 +1,141 @@
+"""Chapter 5, every prediction kept: predictions.parquet has a row for each row of the test split.
+
+    row           its number in the split, from 0
+    text, label   as they were read by the models; the label by its name
+    majority, baseline, before, after
+                  the probability of each class by each contender: a struct with one field a class
+
+Comparisons, the report's mistakes and anybody's own analysis start from here:
+
+    pl.read_parquet("runs/x/predictions.parquet").select("label", pl.col("after").struct.unnest())
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from classification.data import Splits
+from classification.evaluation import classification_metrics, majority_log_probabilities
+from gpt2.support.errors import UserError
+
+FILE = "predictions.parquet"
+
+
+@dataclass
+class Predictions:
+    """What contenders say of the same rows.
+
+    targets            (rows,) int64, indices into `labels`
+    log_probabilities  of each contender, by name: (rows, num_classes) float32
+    """
+
+    texts: list[str]
+    labels: list[str]
+    targets: np.ndarray
+    log_probabilities: dict[str, np.ndarray]
+
+    def right(self, contender: str) -> np.ndarray:
+        """(rows,) bool: which rows the contender labels rightly."""
+        return self.log_probabilities[contender].argmax(axis=1) == self.targets
+
+
+def gather_predictions(
+    splits: Splits,
+    bag: dict[str, np.ndarray],
+    before: dict[str, Any],
+    after: dict[str, np.ndarray],
+) -> tuple[Predictions, float]:
+    """What all contenders say of the test split, and the weight of GPT-2 in `together`, which is
+    chosen on validation. `bag` and `after` hold log-probabilities on validation and test; `before`
+    is what before.json holds."""
+    targets = {split: frame["label"].to_numpy() for split, frame in splits.items()}
+    weight = best_weight(bag["validation"], after["validation"], targets["validation"])
+    found = {
+        "majority": majority_log_probabilities(targets["train"], len(targets["test"])),
+        "baseline": bag["test"],
+        "before": np.array(before.get("log_probabilities", [])),  # older runs kept none
+        "after": after["test"],
+        "together": mix(bag["test"], after["test"], weight),
+    }
+    there = {name: values for name, values in found.items() if len(values)}
+    texts = splits.test["text"].to_list()
+    return Predictions(texts, splits.labels, targets["test"], there), weight
+
+
+def write_predictions(folder: Path, predictions: Predictions) -> None:
+    """Write predictions.parquet into a run folder."""
+    labels = predictions.labels
+    columns = {
+        "row": pl.Series(range(len(predictions.texts)), dtype=pl.Int64),
+        "text": pl.Series(predictions.texts, dtype=pl.String),
+        "label": pl.Series([labels[target] for target in predictions.targets], dtype=pl.String),
+    }
+    for contender, log_probabilities in predictions.log_probabilities.items():
+        of_class = dict(zip(labels, np.exp(log_probabilities).astype(np.float32).T, strict=True))
+        columns[contender] = pl.DataFrame(of_class).to_struct(contender)
+    pl.DataFrame(columns).write_parquet(folder / FILE)
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """The predictions of the finished run in `folder`. Raises UserError if it has none."""
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"{folder}: has no {FILE}; is it a finished run of classification?")
+    try:
+        table = pl.read_parquet(file)
+        contenders = [name for name, dtype in table.schema.items() if dtype == pl.Struct]
+        labels = [field.name for field in table.schema[contenders[0]].fields]
+        numbers = {label: number for number, label in enumerate(labels)}
+        return Predictions(
+            table["text"].to_list(),
+            labels,
+            np.array([numbers[label] for label in table["label"]], dtype=np.int64),
+            {name: _log(table[name].struct.unnest().to_numpy()) for name in contenders},
+        )
+    # polars raises its own types, OSError and, on damage that it does not expect, Rust panics
+    except (Exception, pl.exceptions.PanicException) as error:
+        raise UserError(f"{file}: is not a run's ({type(error).__name__})") from None
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    """Logarithms that stay finite where a probability was too small for float32."""
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+
+
+def mix(first: np.ndarray, second: np.ndarray, weight: float) -> np.ndarray:
+    """Log-probabilities of two models together: the weighted mean of both, which for two classes is
+    the mean of log-odds; `weight` is that of `second`, 0 to 1."""
+    mixed = (1 - weight) * first + weight * second
+    return mixed - _log_sum(mixed)
+
+
+def _log_sum(values: np.ndarray) -> np.ndarray:
+    largest = values.max(axis=1, keepdims=True)
+    return largest + np.log(np.exp(values - largest).sum(axis=1, keepdims=True))
+
+
+def best_weight(first: np.ndarray, second: np.ndarray, targets: np.ndarray) -> float:
+    """The weight of `second` in `mix`, of 0, 0.05 ... 1, with the lowest loss on these rows."""
+    weights = np.linspace(0, 1, 21)
+    rows = np.arange(len(targets))
+    losses = [-mix(first, second, weight)[rows, targets].mean() for weight in weights]
+    return float(weights[int(np.argmin(losses))])
+
+
+def describe_together(predictions: Predictions, weight: float) -> dict[str, Any]:
+    """The part of results.json on GPT-2 and the bag of words together: the metrics of `together`,
+    the `weight` of GPT-2 in it, and how often the two agree. They make different mistakes (Mesnil
+    et al. 2014, "Ensemble of Generative and Discriminative Techniques for Sentiment Analysis of
+    Movie Reviews")."""
+    both = [predictions.log_probabilities[name].argmax(axis=1) for name in ("baseline", "after")]
+    found = predictions.log_probabilities["together"]
+    return {
+        "weight": weight,
+        "agreement": float((both[0] == both[1]).mean()),
+        "test": classification_metrics(found, predictions.targets),
+    }
