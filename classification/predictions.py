@@ -23,7 +23,8 @@ from classification.data import Splits
 from classification.evaluation import classification_metrics, majority_log_probabilities
 from gpt2.support.errors import UserError
 
-FILE = "predictions.parquet"
+# Comparisons on validation make choices without looking at the test split.
+FILES = {"test": "predictions.parquet", "validation": "validation_predictions.parquet"}
 
 
 @dataclass
@@ -49,26 +50,29 @@ def gather_predictions(
     bag: dict[str, np.ndarray],
     before: dict[str, Any],
     after: dict[str, np.ndarray],
-) -> tuple[Predictions, float]:
-    """What all contenders say of the test split, and the weight of GPT-2 in `together`, which is
-    chosen on validation. `bag` and `after` hold log-probabilities on validation and test; `before`
-    is what before.json holds."""
+) -> tuple[dict[str, Predictions], float]:
+    """What all contenders say of the validation and the test split, and the weight of GPT-2 in
+    `together`, which is chosen on validation. `bag` and `after` hold log-probabilities on both;
+    `before` is what before.json holds, of the test split alone."""
     targets = {split: frame["label"].to_numpy() for split, frame in splits.items()}
     weight = best_weight(bag["validation"], after["validation"], targets["validation"])
-    found = {
-        "majority": majority_log_probabilities(targets["train"], len(targets["test"])),
-        "baseline": bag["test"],
-        "before": np.array(before.get("log_probabilities", [])),  # older runs kept none
-        "after": after["test"],
-        "together": mix(bag["test"], after["test"], weight),
-    }
-    there = {name: values for name, values in found.items() if len(values)}
-    texts = splits.test["text"].to_list()
-    return Predictions(texts, splits.labels, targets["test"], there), weight
+    gathered = {}
+    for split, frame in (("validation", splits.validation), ("test", splits.test)):
+        found = {
+            "majority": majority_log_probabilities(targets["train"], len(frame)),
+            "baseline": bag[split],
+        }
+        if split == "test" and "log_probabilities" in before:  # older runs kept none
+            found["before"] = np.array(before["log_probabilities"])
+        found["after"] = after[split]
+        found["together"] = mix(bag[split], after[split], weight)
+        texts = frame["text"].to_list()
+        gathered[split] = Predictions(texts, splits.labels, targets[split], found)
+    return gathered, weight
 
 
-def write_predictions(folder: Path, predictions: Predictions) -> None:
-    """Write predictions.parquet into a run folder."""
+def write_predictions(folder: Path, predictions: Predictions, split: str) -> None:
+    """Write the file of `split`, "test" or "validation", into a run folder."""
     labels = predictions.labels
     columns = {
         "row": pl.Series(range(len(predictions.texts)), dtype=pl.Int64),
@@ -78,14 +82,14 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
     for contender, log_probabilities in predictions.log_probabilities.items():
         of_class = dict(zip(labels, np.exp(log_probabilities).astype(np.float32).T, strict=True))
         columns[contender] = pl.DataFrame(of_class).to_struct(contender)
-    pl.DataFrame(columns).write_parquet(folder / FILE)
+    pl.DataFrame(columns).write_parquet(folder / FILES[split])
 
 
-def read_predictions(folder: Path) -> Predictions:
+def read_predictions(folder: Path, split: str = "test") -> Predictions:
     """The predictions of the finished run in `folder`. Raises UserError if it has none."""
-    file = folder / FILE
+    file = folder / FILES[split]
     if not file.is_file():
-        raise UserError(f"{folder}: has no {FILE}; is it a finished run of classification?")
+        raise UserError(f"{folder}: has no {file.name}; older code did not write one")
     try:
         table = pl.read_parquet(file)
         contenders = [name for name, dtype in table.schema.items() if dtype == pl.Struct]

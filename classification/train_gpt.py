@@ -168,7 +168,7 @@ def main() -> None:
     if rank() > 0:
         return
     predictions, weight = gather_predictions(splits, bag, before, found)
-    guess = predictions.log_probabilities["majority"]
+    guess = predictions["test"].log_probabilities["majority"]
     results = {
         "task": "classification",
         "data": describe_splits(splits),
@@ -178,13 +178,14 @@ def main() -> None:
         "baseline": baseline,
         "before": {"test": before["test"]},
         "after": after,
-        "together": describe_together(predictions, weight),
-        "evidence": weigh_evidence(predictions),
+        "together": describe_together(predictions["test"], weight),
+        "evidence": weigh_evidence(predictions["test"]),
         "calibration": calibration,
         "training": run.describe_training(result),
     }
-    write_predictions(run.folder.folder, predictions)
-    write_report(run.folder, results, predictions)
+    for split, kept in predictions.items():
+        write_predictions(run.folder.folder, kept, split)
+    write_report(run.folder, results, predictions["test"])
     predict = f"python {beside(__file__, 'predict.py')} {shlex.quote(str(run.folder.folder))}"
     run.end(
         comparison_table(results),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,6 +89,45 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             weight_gradient * loss_gradient if weight_gradient is not None else None,
             None,
         )
+
+
+@torch.no_grad()
+def row_losses(
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int,
+    precision: str,
+    desc: str = "",
+    max_tokens: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of `dataset` its summed loss (rows,) float64 in nats, and its number of targets
+    (rows,) int64. The model must be in evaluation mode; batches are those of `evaluate_loss`."""
+    device = next(model.parameters()).device
+    batches = sorted_batches(dataset.lengths, batch_size, max_tokens)
+
+    def losses_of(rows: list[int]) -> list[tuple[float, int]]:
+        batch = collate([dataset[row] for row in rows]).to(device)
+        at = (batch.targets != IGNORE).nonzero(as_tuple=True)  # rows and positions, each (N,)
+        with autocast(device, precision):
+            hidden = model.hidden_states(batch.tokens, at=at)  # (N, C)
+            losses = [
+                F.cross_entropy(
+                    model.head(hidden[chunk], batch.lengths).float(), batch.targets[at][chunk],
+                    reduction="none",
+                )
+                for chunk in torch.arange(len(hidden), device=device).split(_TARGETS_AT_ONCE)
+            ]  # fmt: skip
+        sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
+        sums.index_add_(0, at[0], torch.cat(losses).double())
+        counts = (batch.targets != IGNORE).sum(dim=1)
+        return list(zip(sums.tolist(), counts.tolist(), strict=True))
+
+    found = map_batches(losses_of, batches, desc)
+    losses, targets = np.empty(len(dataset)), np.empty(len(dataset), dtype=np.int64)
+    for rows, of_batch in zip(batches, found, strict=True):
+        for row, (loss, count) in zip(rows, of_batch, strict=True):
+            losses[row], targets[row] = loss, count
+    return losses, targets
 
 
 @torch.no_grad()

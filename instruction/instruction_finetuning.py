@@ -22,7 +22,12 @@ from gpt2.batching import check_batch_size
 from gpt2.checkpoint import Recipe, load_weights
 from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
-from gpt2.language_modelling import evaluate_loss, language_model_loss
+from gpt2.language_modelling import (
+    evaluate_loss,
+    language_model_loss,
+    perplexity,
+    row_losses,
+)
 from gpt2.model import GPT2
 from gpt2.one_run import begin, explaining_not_finite
 from gpt2.optimization import TrainingConfig
@@ -50,6 +55,8 @@ from instruction.evaluation import (
     task_metrics,
     task_prompts,
 )
+from instruction.evidence import weigh_evidence
+from instruction.predictions import write_predictions
 from instruction.report import answer_records, comparison_table, task_records, write_report
 from instruction.template import Template
 
@@ -118,19 +125,25 @@ def main() -> None:
     answered_rows = splits.test[answered]
     prompts = [datasets["test"].prompt(row) for row in answered]
 
-    def loss_on(split: str, desc: str = "") -> dict[str, float]:
+    def validation_loss() -> dict[str, float]:
         return evaluate_loss(
-            model, datasets[split], config.rows_at_once, config.precision, desc,
-            config.micro_batch_tokens,
+            model, datasets["validation"], config.rows_at_once, config.precision,
+            max_tokens=config.micro_batch_tokens,
         )  # fmt: skip
 
     def look_at_test(when: str) -> dict[str, Any]:
         found = answering.look(prompts, answered_rows["output"].to_list(), when)
-        return found | {"test": loss_on("test", f"test loss, {when}") | found["test"]}
+        losses, targets = row_losses(
+            model, datasets["test"], config.rows_at_once, config.precision, f"test loss, {when}",
+            config.micro_batch_tokens,
+        )  # fmt: skip
+        mean = float(losses.sum() / targets.sum())
+        metrics = {"loss": mean, "perplexity": perplexity(mean)} | found["test"]
+        return found | {"test": metrics, "losses": losses.tolist(), "targets": targets.tolist()}
 
     def evaluate() -> dict[str, float]:
         answering.show_fixed_prompts()
-        return loss_on("validation")
+        return validation_loss()
 
     model.eval()
     before = run.folder.once("before.json", lambda: {"origin": origin} | look_at_test("before"))
@@ -149,7 +162,7 @@ def main() -> None:
     # ---- chapter 5: evaluation of the weights that did best on validation
     load_weights(run.folder.folder / "best", model)
     model.eval()
-    after = look_at_test("after") | {"validation": loss_on("validation")}
+    after = look_at_test("after") | {"validation": validation_loss()}
 
     # ---- chapter 6: comparison
     if rank() > 0:
@@ -161,10 +174,16 @@ def main() -> None:
         "model": run.describe_model(model, before["origin"]) | {"max_length": data.max_length},
         "before": {"test": before["test"]},
         "after": {"validation": after["validation"], "test": after["test"]},
+        "evidence": weigh_evidence(before, after),
         "training": run.describe_training(result),
         "answers": answer_records(answered_rows, before["answers"], after["answers"]),
         "tasks": task_records(before["tasks"], after["tasks"]),
     }
+    losses = {"before": before.get("losses", []), "after": after["losses"]}  # older runs: none
+    write_predictions(
+        run.folder.folder, splits.test, {name: found for name, found in losses.items() if found},
+        after["targets"],
+    )  # fmt: skip
     write_report(run.folder, results)
     respond = f"python {beside(__file__, 'respond.py')} {shlex.quote(str(run.folder.folder))}"
     run.end(

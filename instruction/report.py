@@ -11,6 +11,7 @@ import polars as pl
 
 from gpt2.support.run_folder import RunFolder
 from gpt2.support.tables import format_table, percent, plot_curves
+from instruction.evidence import describe_evidence
 from instruction.tasks import TASKS
 
 _SHOWN = 20  # answers side by side
@@ -40,7 +41,8 @@ def comparison_table(results: dict[str, Any]) -> str:
         for kind in kinds
     ]
     header = [f"{results['data']['test']:,} test rows", "before", "after"]
-    return format_table(header, rows)
+    sentences = "\n".join(f"- {each}" for each in describe_evidence(results["evidence"]))
+    return f"{format_table(header, rows)}\n\n{sentences}"
 
 
 def answer_records(

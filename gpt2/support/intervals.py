@@ -113,6 +113,63 @@ def bootstrap_interval(
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def bootstrap_groups(
+    scores: np.ndarray,
+    weights: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The 95 % interval of the mean over seeds of `statistic(sum of scores / sum of weights)`, with
+    scores (seeds, rows) and weights (rows,). Rows and, where there are several, seeds are drawn
+    anew: both are samples of what might have been."""
+    (values,) = _resample([scores], weights, statistic, resamples, seed)
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def grouped_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    weights: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Difference, float]:
+    """The difference of two groups as in `bootstrap_groups`, on the same rows, and its two-sided p:
+    twice the share of resamples in which the difference has the other sign, or is 0."""
+    one, other = _resample([first, second], weights, statistic, resamples, seed)
+    differences = other - one
+    low, high = np.percentile(differences, [2.5, 97.5])
+    whole = [statistic(scores.sum(axis=1) / weights.sum()).mean() for scores in (first, second)]
+    other_sign = 1 + min((differences <= 0).sum(), (differences >= 0).sum())
+    p = min(1.0, 2 * float(other_sign) / (resamples + 1))
+    visible = 1.96 * float(differences.std())
+    return Difference(float(whole[1] - whole[0]), float(low), float(high), visible), p
+
+
+def _resample(
+    groups: list[np.ndarray],
+    weights: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """The statistic of each group (seeds, rows) in each resample (resamples,); all groups get the
+    same rows."""
+    random = np.random.default_rng(seed)
+    rows = len(weights)
+    found: list[list[float]] = [[] for _ in groups]
+    for _ in range(resamples):
+        drawn = random.integers(rows, size=rows)
+        total = weights[drawn].sum()
+        for values, scores in zip(found, groups, strict=True):
+            seeds = random.integers(len(scores), size=len(scores))
+            sums = [scores[number, drawn].sum() for number in seeds]
+            values.append(float(np.mean(statistic(np.array(sums) / total))))
+    return [np.array(values) for values in found]
+
+
 def perplexity_difference(
     first_losses: np.ndarray,
     second_losses: np.ndarray,

@@ -30,7 +30,8 @@ _LOCK = ".lock"
 # All that a run writes. --overwrite removes these and nothing else, in this order: what tells that
 # the folder is a run goes last, so that after a kill in between --overwrite still works.
 _CONTENTS = (
-    "results.json", "before.json", "predictions.parquet", "report.md", "curves.png",
+    "results.json", "before.json", "predictions.parquet",
+    "validation_predictions.parquet", "report.md", "curves.png",
     "reliability.png", "best", "best.new", "best.old",
     "last", "last.new", "last.old", "metrics.jsonl", "config.json",
 )  # fmt: skip

@@ -1,0 +1,230 @@
+"""What a finished run says of each row of its test split, read for comparisons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classification.predictions import read_predictions
+from gpt2.support.errors import UserError
+from gpt2.support.intervals import bootstrap_groups
+from instruction.predictions import read_row_losses
+
+# Settings in which runs of the same experiment may differ: where they wrote, and their seed.
+_INCIDENTAL = ("out", "overwrite", "resume", "export", "seed", "device", "save_every", "log_every",
+               "micro_batch_size", "micro_batch_tokens")  # fmt: skip
+
+
+@dataclass
+class Contender:
+    """One model of a finished run and its rows.
+
+    scores  (rows,): 1 or 0 for right or wrong, or the summed loss of the row, in nats
+    counts  (rows,): 1, or the targets that the loss is summed over
+    right   (rows,) bool; None for instructions
+    """
+
+    folder: Path
+    which: str  # "after", "baseline" ...
+    task: str
+    texts: list[str]
+    labels: list[str]
+    scores: np.ndarray
+    counts: np.ndarray
+    right: np.ndarray | None
+    loss: float
+    seconds: float | None
+    settings: dict[str, Any]
+
+
+def read_contender(argument: str, split: str) -> Contender:
+    """The contender that RUN or RUN:NAME means. Raises UserError if the run is not finished, is no
+    run, or has no such contender."""
+    folder, which = Path(argument), ""
+    if not folder.is_dir() and ":" in argument:
+        path, _, which = argument.rpartition(":")
+        folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder")
+    results, config = _read_json(folder / "results.json"), _read_json(folder / "config.json")
+    task = results.get("task")
+    if task not in ("classification", "instruction"):
+        raise UserError(f"{folder}: a run of {task} has no test rows to compare")
+    which = which or ("after" if "after" in results else "baseline")
+    measured = results["training"] if which == "after" else results.get(which, {})
+    common = {
+        "folder": folder,
+        "which": which,
+        "task": task,
+        "seconds": measured.get("seconds"),
+        "settings": _comparable(config, which),
+    }
+    if task == "instruction":
+        found = read_row_losses(folder, which, split)
+        return Contender(
+            **common, texts=found.texts, labels=found.answers, scores=found.losses,
+            counts=found.targets, right=None, loss=found.losses.sum() / found.targets.sum(),
+        )  # fmt: skip
+    predictions = read_predictions(folder, split)
+    if which not in predictions.log_probabilities:
+        there = ", ".join(predictions.log_probabilities)
+        raise UserError(f"{argument}: has no '{which}' on its {split} rows; it has: {there}")
+    right = predictions.right(which)
+    rows = np.arange(len(right))
+    loss = -predictions.log_probabilities[which][rows, predictions.targets].mean()
+    return Contender(
+        **common,
+        texts=predictions.texts,
+        labels=[predictions.labels[target] for target in predictions.targets],
+        scores=right.astype(np.float64),
+        counts=np.ones(len(right)),
+        right=right,
+        loss=float(loss),
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file.parent}: is not a finished run (no {file.name} in it)")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: is damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: is not a run's")
+    return content
+
+
+def _comparable(config: dict[str, Any], which: str) -> dict[str, Any]:
+    """The settings that make an experiment what it is."""
+    return {
+        "which": which,
+        "script": Path(config.get("command", ["?"])[0]).name,
+        "settings": {
+            name: value
+            for group in config.get("settings", {}).values()
+            for name, value in group.items()
+            if name not in _INCIDENTAL
+        },
+    }
+
+
+def check_same_rows(contenders: list[Contender]) -> None:
+    """Raises UserError, with the first difference, unless all have the same task and test rows."""
+    first = contenders[0]
+    for other in contenders[1:]:
+        name = f"{other.folder}: cannot be compared with {first.folder}"
+        if other.task != first.task:
+            raise UserError(f"{name}: a run of {other.task}, not of {first.task}")
+        if len(other.texts) != len(first.texts):
+            raise UserError(
+                f"{name}: it has {len(other.texts):,} rows, not {len(first.texts):,}; give both "
+                "the same --data, --split-seed and --max-test"
+            )
+        for row, (one, two) in enumerate(
+            zip(zip(first.texts, first.labels, strict=True),
+                zip(other.texts, other.labels, strict=True), strict=True)
+        ):  # fmt: skip
+            if one != two:
+                raise UserError(
+                    f"{name}: row {row} is another one ('{two[0][:40]}', not '{one[0][:40]}'); "
+                    "give both the same --data and --split-seed"
+                )
+
+
+@dataclass
+class Group:
+    """Runs of the same settings and several seeds."""
+
+    name: str
+    runs: list[Contender]
+    low: float
+    high: float
+
+    @property
+    def measure(self) -> str:
+        return "accuracy" if self.runs[0].right is not None else "perplexity"
+
+    @property
+    def texts(self) -> list[str]:
+        return self.runs[0].texts
+
+    @property
+    def right(self) -> list[np.ndarray] | None:
+        return None if self.runs[0].right is None else [run.right for run in self.runs]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(seeds, rows)"""
+        return np.stack([run.scores for run in self.runs])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(rows,): what the scores of a row are divided by."""
+        return self.runs[0].counts
+
+    @property
+    def statistic(self) -> Callable[[np.ndarray], np.ndarray]:
+        """From the mean score to the measure."""
+        return (lambda mean: mean) if self.runs[0].right is not None else np.exp
+
+    @property
+    def values(self) -> list[float]:
+        return [float(self.statistic(row.sum() / self.weights.sum())) for row in self.scores]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def loss(self) -> float:
+        return float(np.mean([run.loss for run in self.runs]))
+
+    @property
+    def seconds(self) -> float | None:
+        known = [run.seconds for run in self.runs if run.seconds is not None]
+        return float(np.mean(known)) if known else None
+
+    def say(self, value: float) -> str:
+        return f"{100 * value:.1f} %" if self.measure == "accuracy" else f"{value:.2f}"
+
+    def say_spread(self) -> str | None:
+        return self.say(float(np.std(self.values, ddof=1))) if len(self.runs) > 1 else None
+
+    def say_difference(self, value: float) -> str:
+        return f"{100 * value:+.1f}" if self.measure == "accuracy" else f"{value:+.2f}"
+
+    def label_of(self, row: int) -> str:
+        return self.runs[0].labels[row]
+
+
+def group_runs(contenders: list[Contender], resamples: int, seed: int) -> list[Group]:
+    """The contenders in groups of the same settings, in the order in which they came. Raises
+    UserError if one stands in two places."""
+    found: dict[str, list[Contender]] = {}
+    seen = set()
+    for contender in contenders:
+        place = (contender.folder.resolve(), contender.which)
+        if place in seen:
+            raise UserError(f"{contender.folder}: was named twice")
+        seen.add(place)
+        found.setdefault(json.dumps(contender.settings, sort_keys=True), []).append(contender)
+    groups = []
+    for runs in found.values():
+        group = Group(_name(runs), runs, 0.0, 0.0)
+        group.low, group.high = bootstrap_groups(
+            group.scores, group.weights, group.statistic, resamples, seed
+        )
+        groups.append(group)
+    return groups
+
+
+def _name(runs: list[Contender]) -> str:
+    which = "" if runs[0].which == "after" else f":{runs[0].which}"
+    more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    return f"{runs[0].folder.name}{which}{more}"
