@@ -57,8 +57,16 @@ class BagOfWords:
                 ngram_range=(1, 3), binary=True, token_pattern=_WORD_OR_SIGN, dtype=np.float32
             )
 
-    def fit(self, texts: Sequence[str], targets: np.ndarray, num_classes: int) -> BagOfWords:
-        """Learn from `texts` and their class ids `targets` (rows,); every class must occur."""
+    def fit(
+        self,
+        texts: Sequence[str],
+        targets: np.ndarray,
+        num_classes: int,
+        class_weights: np.ndarray | None = None,
+    ) -> BagOfWords:
+        """Learn from `texts` and their class ids `targets` (rows,); every class must occur. With
+        `class_weights` (num_classes,) a row counts as much as its class says."""
+        row_weights = None if class_weights is None else class_weights[targets]
         try:
             X = self.vectorizer.fit_transform(texts)  # (rows, words)
         except ValueError as error:  # an empty vocabulary
@@ -71,7 +79,8 @@ class BagOfWords:
             is_positive = targets == positive
             scale = _naive_bayes_ratio(X, is_positive) if self.features == "nb" else None
             regression = LogisticRegression(C=_INVERSE_PENALTY[self.features], max_iter=2000)
-            regression.fit(X if scale is None else X.multiply(scale).tocsr(), is_positive)
+            scaled = X if scale is None else X.multiply(scale).tocsr()
+            regression.fit(scaled, is_positive, row_weights)
             self.scales.append(scale)
             self.regressions.append(regression)
         return self
@@ -109,13 +118,13 @@ def _naive_bayes_ratio(X: csr_matrix, is_positive: np.ndarray) -> np.ndarray:
 
 
 def fit_baseline(
-    splits: Splits, features: str
+    splits: Splits, features: str, class_weights: np.ndarray | None = None
 ) -> tuple[BagOfWords, dict[str, dict[str, float]], float]:
     """A bag of words fitted to the training rows, its metrics on validation and test, and the
     seconds of training."""
     started = time.perf_counter()
     model = BagOfWords(features).fit(
-        splits.train["text"], splits.train["label"].to_numpy(), len(splits.labels)
+        splits.train["text"], splits.train["label"].to_numpy(), len(splits.labels), class_weights
     )
     seconds = time.perf_counter() - started
     metrics = {
@@ -128,10 +137,12 @@ def fit_baseline(
     return model, metrics, seconds
 
 
-def measure_baseline(splits: Splits, features: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def measure_baseline(
+    splits: Splits, features: str, class_weights: np.ndarray | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The part of results.json on the bag of words (name, features, seconds of training, metrics on
     validation and test), and its log-probabilities on these two."""
-    model, metrics, seconds = fit_baseline(splits, features)
+    model, metrics, seconds = fit_baseline(splits, features, class_weights)
     found = {"name": "logistic regression", "features": features, "seconds": seconds} | metrics
     return found, {
         split: model.predict_log_probabilities(frame["text"])

@@ -19,14 +19,59 @@ from torch.nn import functional as F
 from classification.data import IMDbDataset
 from gpt2.batching import Batch, collate, map_batches, sorted_batches
 from gpt2.support.device import autocast
+from gpt2.support.errors import UserError
 
 
-def classification_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    """Cross-entropy in nats, summed over the rows of `batch`, and the number of rows."""
+def classification_loss(
+    model: nn.Module,
+    batch: Batch,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, int | Tensor]:
+    """Cross-entropy in nats, summed over the rows of `batch`, and the number of rows; with
+    `class_weights` (num_classes,) the weighted sum, and the sum of the rows' weights."""
     logits = model(batch.tokens, batch.lengths)  # (B, num_classes)
     # a head of your own may give bfloat16, which is too coarse for a loss
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, batch.targets, reduction="sum"), len(batch.targets)
+    total = F.cross_entropy(
+        logits, batch.targets, class_weights, reduction="sum", label_smoothing=label_smoothing
+    )
+    if class_weights is None:
+        return total, len(batch.targets)
+    return total, class_weights[batch.targets].sum()
+
+
+def parse_class_weights(text: str, labels: list[str], counts: np.ndarray) -> np.ndarray | None:
+    """What --class-weights means: (num_classes,) float32, or None where all weigh the same.
+
+    none        None
+    balanced    as much weight for each class as if all had equally many of the `counts` rows
+    NAME=WEIGHT,...  these, and 1 for the others
+
+    Raises UserError for anything else.
+
+    >>> parse_class_weights("balanced", ["ham", "spam"], np.array([90, 10])).tolist()
+    [0.5555555820465088, 5.0]
+    """
+    if text == "none":
+        return None
+    if text == "balanced":
+        return (counts.sum() / (len(counts) * counts)).astype(np.float32)
+    weights = np.ones(len(labels), dtype=np.float32)
+    for part in text.split(","):
+        name, equals, value = part.strip().rpartition("=")
+        if not equals or name not in labels:
+            raise UserError(
+                f"--class-weights {text}: '{part}' must be none, balanced or NAME=WEIGHT with a "
+                f"class of the data ({', '.join(labels[:8])})"
+            )
+        try:
+            weights[labels.index(name)] = float(value)
+        except ValueError:
+            raise UserError(f"--class-weights {text}: '{value}' is no number") from None
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise UserError(f"--class-weights {text}: weights must be above 0")
+    return weights
 
 
 @torch.no_grad()

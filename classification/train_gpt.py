@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from baselines.train_logreg import FEATURES, measure_baseline
 from classification.calibration import calibrate, check_threshold
@@ -28,6 +30,7 @@ from classification.data import (
 from classification.evaluation import (
     classification_loss,
     classification_metrics,
+    parse_class_weights,
     predict_log_probabilities,
 )
 from classification.evidence import weigh_evidence
@@ -70,6 +73,14 @@ class ClassificationSettings:
         "count", "what the bag of words counts: count, words; tfidf, weighted words and pairs; nb, "
         "up to triples, the strongest on IMDb", choices=FEATURES,
     )  # fmt: skip
+    class_weights: str = flag(
+        "none", "how much the loss of a row counts: none, all the same; balanced, rare classes as "
+        "much as common ones; or NAME=WEIGHT,NAME=WEIGHT; the bag of words gets the same",
+    )  # fmt: skip
+    label_smoothing: float = flag(
+        0.0, "share of each label's probability spread over all classes; 0.1 makes a model less "
+        "sure of itself", at_least=0, at_most=0.9,
+    )  # fmt: skip
     threshold: str = flag(
         "", "with two classes: predict the second one from this probability on, as 0.3, or f1 for "
         "the one with the best F1 on validation; left out, the likelier class",
@@ -108,7 +119,9 @@ def main() -> None:
 
     # The baseline of chapter 6 comes first: it takes seconds, and data that it cannot read is a
     # mistake.
-    baseline, bag = on_rank_0(lambda: measure_baseline(splits, head.features))
+    counts = np.bincount(splits.train["label"].to_numpy(), minlength=len(splits.labels))
+    weights = parse_class_weights(head.class_weights, splits.labels, counts)
+    baseline, bag = on_rank_0(lambda: measure_baseline(splits, head.features, weights))
     settings = {"data": data, "model": model_settings, "head": head, "training": config,
                 "run": run_settings}  # fmt: skip
     run.start_writing(model, origin, settings)
@@ -144,9 +157,14 @@ def main() -> None:
             "data": splits.name,
         },
     )
+    loss = partial(
+        classification_loss,
+        class_weights=None if weights is None else torch.from_numpy(weights).to(run.device),
+        label_smoothing=head.label_smoothing,
+    )
     with explaining_not_finite(splits.train["text"]):
         result = train(
-            model, datasets["train"], classification_loss, lambda: metrics("validation"), config,
+            model, datasets["train"], loss, lambda: metrics("validation"), config,
             run_settings.seed, run.folder, recipe,
         )  # fmt: skip
 

@@ -44,7 +44,7 @@ class StepSums:
     """What the micro-batches of one step add up to, over all processes."""
 
     loss: Tensor  # (), in nats, on the device
-    targets: int = 0
+    targets: float = 0  # how many, or the sum of their weights
     real_tokens: int = 0  # padding left out
     all_tokens: int = 0
 

@@ -36,7 +36,7 @@ from gpt2.support.stopping import stop_if_asked
 def train(
     model: nn.Module,
     dataset: Dataset,
-    loss: Callable[[nn.Module, Batch], tuple[Tensor, int]],
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, int | Tensor]],
     evaluate: Callable[[], dict[str, float]],
     config: TrainingConfig,
     seed: int,
@@ -48,7 +48,8 @@ def train(
     with the same bytes as one that was never stopped.
 
     dataset   rows of (tokens, target) with an array `lengths`
-    loss      (model, batch) -> (sum over the batch's targets, how many there are)
+    loss      (model, batch) -> (sum over the batch's targets, how many there are or, where they
+              weigh differently, the sum of their weights)
     evaluate  () -> metrics over the whole validation split, "loss" among them
     recipe    what is saved beside the weights: tokenizer, label names and so on
 
@@ -124,10 +125,11 @@ def add_gradients(
         sums.real_tokens += weight * int(batch.lengths.sum())
         sums.all_tokens += weight * batch.tokens.numel()
         stop_if_asked()  # Ctrl-C: this step is dropped; the resumed run takes it again
-    return StepSums(*all_reduce_sum(sums.loss, sums.targets, sums.real_tokens, sums.all_tokens))
+    targets = sums.targets if isinstance(sums.targets, int) else float(sums.targets)  # weights
+    return StepSums(*all_reduce_sum(sums.loss, targets, sums.real_tokens, sums.all_tokens))
 
 
-def average_and_clip(optimizer: torch.optim.Optimizer, targets: int, clip: float) -> float:
+def average_and_clip(optimizer: torch.optim.Optimizer, targets: float, clip: float) -> float:
     """Divide the gradient by the `targets` of the whole step, over all micro-batches and processes,
     and scale it down to the norm `clip` if it is longer (0: never). Returns the norm before
     clipping."""

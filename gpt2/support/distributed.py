@@ -174,8 +174,9 @@ def micro_batches(
     return mine + [(rows[:1], 0)] * (max(map(len, parts)) - len(mine))
 
 
-def all_reduce_sum(total: Tensor, *counts: int) -> tuple[Any, ...]:
-    """The sums over all processes of `total` (), which stays on its device, and of whole numbers.
+def all_reduce_sum(total: Tensor, *counts: float) -> tuple[Any, ...]:
+    """The sums over all processes of `total` (), which stays on its device, and of numbers, of
+    which whole ones stay whole.
 
     >>> all_reduce_sum(torch.tensor(0.5), 3, 4)
     (tensor(0.5000), 3, 4)
@@ -184,7 +185,7 @@ def all_reduce_sum(total: Tensor, *counts: int) -> tuple[Any, ...]:
         return total, *counts
     sums = torch.stack([total.double(), *total.new_tensor(counts, dtype=torch.float64)])
     dist.all_reduce(sums)
-    return sums[0], *map(int, sums[1:].tolist())
+    return sums[0], *(int(n) if n.is_integer() else n for n in sums[1:].tolist())
 
 
 def all_reduce_max(number: int) -> int:
