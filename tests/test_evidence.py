@@ -1,4 +1,4 @@
-"""Every prediction kept, honest probabilities, lopsided classes, and runs compared on their rows."""
+"""Every prediction kept, honest probabilities, lopsided classes, runs compared on their rows."""
 
 import json
 import math
