@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2.model import GPT2Config
+from gpt2.support.errors import UserError
 
 
 class Head(nn.Module):
@@ -55,13 +56,16 @@ def describe_head(head: Head) -> dict[str, Any]:
 
 
 def build_head(config: GPT2Config, description: dict[str, Any]) -> Head:
-    """A new head of the class and with the arguments that `describe_head` gave. Raises ValueError
+    """A new head of the class and with the arguments that `describe_head` gave. Raises UserError
     if no imported class is of this kind, TypeError if it takes other arguments."""
     arguments = dict(description)
     kind = arguments.pop("kind")
     found = [cls for cls in _subclasses(Head) if _kind(cls) == kind]
     if not found:
-        raise ValueError(f"gpt2/heads.py has no head '{kind}'")
+        raise UserError(
+            f"has a {kind} as its head, a class that this checkout's gpt2/heads.py has not; use "
+            "the code that made it"
+        )
     return found[-1](config, **arguments)
 
 

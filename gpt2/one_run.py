@@ -56,7 +56,7 @@ class OneRun:
             self.start, self.config, make_head, self.training.train, self.settings.seed, labels
         )
         if self.settings.export:
-            check_export(Path(self.settings.export), model.head)
+            check_export(Path(self.settings.export), model)
         return to_device(model, self.device, self.training.shard), origin
 
     def start_writing(self, model: GPT2, origin: str, all_settings: dict[str, Any]) -> None:

@@ -68,8 +68,8 @@ def saved(tmp_path_factory):
 
 
 def test_a_checkpoint_is_what_it_says(saved):
-    names = {"model.safetensors", "optimizer.safetensors", "config.json", "training.json",
-             "encoding.json", "vocabulary.tiktoken", MANIFEST}  # fmt: skip
+    names = {"model.safetensors", "optimizer.safetensors", "computed.safetensors", "config.json",
+             "training.json", "encoding.json", "vocabulary.tiktoken", MANIFEST}  # fmt: skip
     assert {file.name for file in saved.iterdir()} == names
     assert load(saved).step == 1
     tool = shutil.which("sha256sum")
