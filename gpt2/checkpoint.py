@@ -3,6 +3,7 @@
 best/  last/
   model.safetensors       weights
   config.json             task, shape, head, and what prepares new text
+  computed.safetensors    two short rows, and the model's logits for them
   encoding.json, ...      the tokenizer
   SHA256SUMS              of all the others
 last/ only, for resuming
@@ -22,6 +23,7 @@ import tiktoken
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from gpt2.heads import build_head, describe_head
 from gpt2.model import GPT2, GPT2Config
@@ -29,6 +31,7 @@ from gpt2.support.distributed import distribute_like, full_tensor, on_rank_0, ra
 from gpt2.support.durable import MANIFEST, check_folder, replacing_folder, whole_folder
 from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
+from gpt2.support.run_folder import git_commit
 from gpt2.tokenizer import load_encoding, save_encoding
 
 # What each task needs to prepare new text as it was prepared for training.
@@ -91,13 +94,19 @@ def save_checkpoint(
         "settings": recipe.settings,
         "step": state.step,
         "validation": state.validation,
+        "classes": _classes(model),
+        "git_commit": git_commit(),
     }
+    tokens, lengths = fixed_rows(model.config)
+    logits = compute_logits(model, tokens, lengths)
+    computed = {"tokens": tokens, "lengths": lengths, "logits": logits}
     weights = _on_cpu(_tensors(model))
     moments = _on_cpu(_optimizer_tensors(model, optimizer)) if optimizer else {}
 
     def write() -> None:
         with replacing_folder(folder) as new:
             save_file(weights, new / "model.safetensors")
+            save_file(computed, new / "computed.safetensors")
             save_encoding(recipe.encoding, new)
             write_json(new / "config.json", description)
             if optimizer:
@@ -114,8 +123,9 @@ def load_training(
     """Make `model` and `optimizer` what they were when `folder` was saved; returns where the loop
     stood.
 
-    Raises UserError if the checkpoint is damaged, is another model's or another head's, or if the
-    training rows are not those it was saved with.
+    Raises UserError if the checkpoint is damaged, is another model's or another head's, if the
+    training rows are not those it was saved with, or if its weights compute something else in
+    `model` than they did.
     """
     folder = whole_folder(folder)
     check_folder(folder)
@@ -138,7 +148,7 @@ def load_training(
     head = describe_head(model.head)
     if head_then != head:  # it may have the same names and shapes, and compute something else
         raise UserError(f"{folder}: was saved with the head {head_then}, but the model has {head}")
-    _copy_weights(folder / "model.safetensors", model)
+    _take_weights(folder, model)
     moments = _read_tensors(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -156,7 +166,8 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
     """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
     folder. The model is on the CPU and in evaluation mode.
 
-    Raises UserError if there is no whole checkpoint for `task` in `path`.
+    Raises UserError if there is no whole checkpoint for `task` in `path`, or if its weights compute
+    something else in this code than they did in the code that saved them.
     """
     best = whole_folder(path / "best")
     folder = best if best.is_dir() else path
@@ -184,18 +195,108 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
     try:
         head = build_head(config, head_description)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / 'config.json'}: its head cannot be built: {error}") from None
+        raise UserError(
+            f"{folder / 'config.json'}: its head cannot be built: {error}{_commit(description)}"
+        ) from None
     model = GPT2(config, head)
-    _copy_weights(folder / "model.safetensors", model)
+    _take_weights(folder, model)
     return model.eval(), Recipe(found_task, load_encoding(folder), settings)
 
 
 def load_weights(folder: Path, model: GPT2) -> None:
     """Copy the weights of the checkpoint `folder` into `model`. Raises UserError if they are
-    damaged or are those of another model; `model` is then unchanged."""
+    damaged or do not fit, and `model` is then unchanged; or if they compute something else in it
+    than they did when they were saved."""
     folder = whole_folder(folder)
     check_folder(folder)
+    _take_weights(folder, model)
+
+
+# --- what a model computes: the same weights in other code are another model
+
+# Rounding alone, from machine to machine, moves logits by about a millionth of the largest (float32
+# against float64: 1e-7 to 1e-6). An exact GELU in the place of its approximation, as small a change
+# as there is, moves those of mini by 1e-3; another head or order of operations by far more.
+_OF_THE_LARGEST = 1e-4
+_AT_LEAST = 1e-5  # where all logits are near 0, they are differences of larger numbers
+
+
+def fixed_rows(config: GPT2Config) -> tuple[Tensor, Tensor]:
+    """Two rows of tokens (2, T) int64 that fit any vocabulary and context, and their lengths (2,).
+    The second is shorter, so that it counts what becomes of pads."""
+    tokens = torch.tensor([[1, 2, 3, 5, 8, 13], [21, 34, 55, 0, 0, 0]]) % config.vocab_size
+    return tokens[:, : config.n_positions], torch.tensor([6, 3]).clamp(max=config.n_positions)
+
+
+@torch.no_grad()
+def compute_logits(model: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The logits of `model`, any module with `forward(tokens, lengths)`, in evaluation mode and in
+    float32, on the CPU; the model stays in the mode it was in. Of a sharded model all processes
+    must call this."""
+    device = next(model.parameters()).device
+    was_training, precision = model.training, torch.get_float32_matmul_precision()
+    model.eval()
+    torch.set_float32_matmul_precision("highest")  # TF32 rounds as much as an exact GELU changes
+    with torch.autocast(device.type, enabled=False):
+        logits = model(tokens.to(device), lengths.to(device)).float().cpu()
+    torch.set_float32_matmul_precision(precision)
+    model.train(was_training)
+    reshard(model)
+    return logits.contiguous()
+
+
+def same_logits(logits: Tensor, expected: Tensor) -> bool:
+    """Whether two computations of logits differ by no more than rounding."""
+    allowed = _AT_LEAST + _OF_THE_LARGEST * expected.nan_to_num().abs().max().item()
+    return logits.shape == expected.shape and torch.allclose(
+        logits, expected, rtol=0, atol=allowed, equal_nan=True
+    )
+
+
+def _take_weights(folder: Path, model: nn.Module) -> None:
+    """Copy the weights of the checkpoint `folder` into `model`, and see whether they compute there
+    what they did when they were saved. (Older checkpoints do not say.)"""
     _copy_weights(folder / "model.safetensors", model)
+    if not (folder / "computed.safetensors").is_file():
+        return
+    then = _read_tensors(folder / "computed.safetensors")
+    logits = compute_logits(model, then["tokens"], then["lengths"])
+    if same_logits(logits, then["logits"]):
+        return
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    other = sorted(set(config["classes"]) - set(_classes(model)))
+    raise UserError(
+        f"{folder}: was made by other code, or of another architecture, than this checkout's "
+        f"({_how_changed(logits, then['logits'])}); use the code that made it"
+        + (f", {', '.join(other)}" if other else "")
+        + _commit(config)
+    )
+
+
+def _commit(description: dict[str, Any]) -> str:
+    commit = description.get("git_commit")  # older code saved none
+    return f", commit {commit}" if commit else ""
+
+
+def _how_changed(logits: Tensor, expected: Tensor) -> str:
+    if logits.shape != expected.shape:
+        return f"logits of shape {list(expected.shape)} are {list(logits.shape)} here"
+    largest = (logits - expected).abs().argmax()
+    return f"a logit of {expected.flatten()[largest]:.4g} is {logits.flatten()[largest]:.4g} here"
+
+
+def _classes(model: nn.Module) -> list[str]:
+    """The names of the classes that `model` is made of, torch's own left out (fully_shard puts
+    some in front of a sharded model's)."""
+    names = set()
+    for module in model.modules():
+        own = [
+            cls.__name__
+            for cls in type(module).__mro__
+            if cls.__module__.split(".")[0] not in ("torch", "builtins")
+        ]
+        names.update(own[:1])
+    return sorted(names)
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:

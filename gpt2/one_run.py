@@ -15,7 +15,7 @@ import torch
 from gpt2.bookkeeping import NotFinite, TrainingResult
 from gpt2.heads import Head
 from gpt2.model import GPT2, GPT2Config
-from gpt2.optimization import TrainingConfig
+from gpt2.optimization import TrainingConfig, default_learning_rate
 from gpt2.support.device import arithmetic, choose_device
 from gpt2.support.distributed import init_processes, to_device
 from gpt2.support.errors import UserError
@@ -51,12 +51,16 @@ class OneRun:
         self, make_head: Callable[[GPT2Config], Head], labels: Sequence[str] | None = None
     ) -> tuple[GPT2, str]:
         """The model on its device, frozen but for what --train names, and where its weights come
-        from, in words."""
+        from, in words. Without --learning-rate, the run gets the one that suits them."""
         model, origin = build_model(
             self.start, self.config, make_head, self.training.train, self.settings.seed, labels
         )
         if self.settings.export:
-            check_export(Path(self.settings.export), model.head)
+            check_export(Path(self.settings.export), model)
+        if self.training.learning_rate is None:
+            self.training.learning_rate = default_learning_rate(
+                model, self.training.train, initial_weights(self.start) == "pretrained"
+            )
         return to_device(model, self.device, self.training.shard), origin
 
     def start_writing(self, model: GPT2, origin: str, all_settings: dict[str, Any]) -> None:
@@ -66,6 +70,7 @@ class OneRun:
             f"model: {model_name(self.model_settings)}, {origin}, "
             f"{describe_parameters(model, self.training.weight_decay)}; "
             + (f"pooling {pooling}; " if pooling else "")
+            + f"learning rate {self.training.learning_rate:g}; "
             + f"{arithmetic(self.device, self.training.precision)} on {self.device}"
         )
         self.folder.start(all_settings, str(self.device))

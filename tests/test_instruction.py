@@ -186,7 +186,7 @@ def gradient(tmp_path, monkeypatch, micro_batch_size):
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", capture)
         config = TrainingConfig(epochs=1, batch_size=8, micro_batch_size=micro_batch_size, clip=0,
-                                precision="float32")  # fmt: skip
+                                learning_rate=6e-4, precision="float32")  # fmt: skip
         train(model, ragged_dataset(), language_model_loss, lambda: {"loss": 0.0}, config, 1,
               RunFolder(tmp_path / str(micro_batch_size)),
               Recipe("instruction", ENCODING, {}))  # fmt: skip

@@ -303,4 +303,4 @@ def test_help_needs_nothing_and_shows_defaults(call_script, script):
     if script == "classification/train_gpt.py":
         for heading in ("Data:", "Model:", "Classification:", "Training:", "Run:"):
             assert heading in done.stdout
-        assert "[0.0006]" in done.stdout and "[sample]" in done.stdout
+        assert "[0.99]" in done.stdout and "[sample]" in done.stdout

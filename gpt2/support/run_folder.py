@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -143,7 +144,7 @@ class RunFolder:
             "device": device,
             "processes": world_size(),
             "threads": torch.get_num_threads(),
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
         }
         if self.resume:
             config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
@@ -242,7 +243,8 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _git_commit() -> str | None:
+@functools.cache  # files may change later, but not what this process has imported
+def git_commit() -> str | None:
     """The commit of this source, with a plus sign if files were changed since."""
     try:
         answer = subprocess.run(
