@@ -14,6 +14,7 @@ import decimal
 import itertools
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.files import read_rows, read_utf8
 
 ROWS = 4096  # rows of a part
-_PARQUET_ROWS = 65_536  # of one from Parquet, where each reading costs the same for few rows
+_PARQUET_ROWS = 16_384  # of one from Parquet, where each reading costs the same for few rows
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 Part = list[dict[str, Any]] | pl.DataFrame
@@ -136,18 +137,20 @@ def add_columns(part: Part, columns: dict[str, list[Any]]) -> Part:
     ]
 
 
-def free_name(names: Iterable[str], taken: Iterable[str]) -> str:
-    """The first of `names` that is not `taken`, or else the last one with a number.
-
-    >>> free_name(["label", "predicted_label"], ["text", "label"])
-    'predicted_label'
-    >>> free_name(["answer"], ["answer"])
-    'answer_2'
-    """
-    taken = set(taken)
-    names = list(names)
-    numbered = (f"{names[-1]}_{number}" for number in itertools.count(2))
-    return next(name for name in itertools.chain(names, numbered) if name not in taken)
+def new_names(table: Table, wanted: Iterable[str]) -> dict[str, str]:
+    """What the columns `wanted` are called beside those of the table: `label`, or where the table
+    has one `predicted_label`, which is said on standard error."""
+    names: dict[str, str] = {}
+    for name in wanted:
+        numbered = (f"predicted_{name}_{number}" for number in itertools.count(2))
+        free = itertools.chain([name, f"predicted_{name}"], numbered)
+        names[name] = next(name for name in free if name not in table.schema)
+        if names[name] != name:
+            print(
+                f"{table.name} has a column '{name}'; the model's is called '{names[name]}'",
+                file=sys.stderr,
+            )
+    return names
 
 
 # ---- reading

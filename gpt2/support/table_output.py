@@ -135,6 +135,7 @@ def _delimited_line(cells: Any, separator: str) -> str:
 
 def _parquet_writer(folder: Path, schema: dict[str, pl.DataType]) -> Callable[[Part], None]:
     numbers = itertools.count()
+    pl.DataFrame(schema=schema).write_parquet(folder / f"{next(numbers):09}.parquet")
 
     def write(part: Part) -> None:
         if not isinstance(part, pl.DataFrame):
@@ -143,6 +144,7 @@ def _parquet_writer(folder: Path, schema: dict[str, pl.DataType]) -> Callable[[P
                 for name, kind in schema.items()
             }
             part = pl.DataFrame(columns)
+        part = part.cast(dict(schema))  # an added column with nothing in it has no type yet
         part.write_parquet(folder / f"{next(numbers):09}.parquet")
 
     return write
