@@ -79,9 +79,10 @@ def open_table(path: Path, columns: Sequence[str] | None = None) -> Table:
 
 
 def table_of_lines(name: str, column: str, lines: Iterable[str]) -> Table:
-    """A table with one `column`, whose values are `lines`; it can be read once."""
-    rows = ({column: line} for line in lines)
-    return Table(name, {column: pl.String()}, None, lambda: _cut(rows))
+    """A table with one `column`, whose values are `lines`; it can be read as often as they can."""
+    rows = len(lines) if isinstance(lines, list) else None
+    schema = {column: pl.String()}
+    return Table(name, schema, rows, lambda: _cut({column: line} for line in lines))
 
 
 def require_columns(table: Table, names: Iterable[str], flag_shown: str) -> None:
