@@ -11,7 +11,6 @@ most confident mistakes; and with --out every prediction.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,12 @@ from gpt2.checkpoint import Recipe, load_checkpoint
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
-from gpt2.support.results_folder import ResultsSettings, check_results_folder, show_results
+from gpt2.support.results_folder import (
+    ResultsSettings,
+    check_results_folder,
+    show_results,
+    warn_of_training_rows,
+)
 from gpt2.support.script import run_script
 
 
@@ -68,8 +72,8 @@ def main() -> None:
 
     rows, description = read_labelled(settings, recipe)
     print_summary(description, rows, labels)
-    if description["split"] == "all" and trained_on(arguments.run, settings.data):
-        print("  warning: the run was trained on rows of this file; it knows their labels")
+    if description["split"] == "all":
+        warn_of_training_rows(arguments.run, settings.data)
     max_length, truncation = recipe.settings["max_length"], recipe.settings["truncation"]
     dataset = IMDbDataset(rows["text"], rows["label"], recipe.encoding, max_length, truncation)
     log_probabilities = predict_log_probabilities(
@@ -139,16 +143,6 @@ def read_labelled(
     rows = rows.select("row", "text", pl.col("label").replace_strict(labels, range(len(labels))))
     return rows, {"name": name, "split": split, "rows": len(rows), "labels": labels,
                   "removed": removed, "cleaned": cleaned}  # fmt: skip
-
-
-def trained_on(run: Path, data: str) -> bool:
-    """Whether the run was trained on the file or folder `data`."""
-    config = run / "config.json"
-    try:
-        then = json.loads(config.read_text(encoding="utf-8"))["settings"]["data"]["data"]
-        return Path(then).resolve() == Path(data).resolve()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # a checkpoint without its run
 
 
 def print_summary(description: dict[str, Any], rows: pl.DataFrame, labels: list[str]) -> None:

@@ -23,7 +23,12 @@ from gpt2.language_modelling import evaluate_loss
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
-from gpt2.support.results_folder import ResultsSettings, check_results_folder, show_results
+from gpt2.support.results_folder import (
+    ResultsSettings,
+    check_results_folder,
+    show_results,
+    warn_of_training_rows,
+)
 from gpt2.support.script import run_script
 from gpt2.support.splits import data_name
 from instruction.data import BUILT_IN, DataSettings, InstructionDataset, read_clean, with_room
@@ -78,7 +83,9 @@ def main() -> None:
     name = data_name(settings.data, BUILT_IN)
     shown = ", ".join(f"{reason} {count:,}" for reason, count in removed.items() if count)
     print(f"data: {name}: {len(rows):,} rows, {dataset.truncated:,} responses truncated")
-    print(f"  rows removed:   {shown or 'none'}\n")
+    print(f"  rows removed:   {shown or 'none'}")
+    warn_of_training_rows(arguments.run, settings.data)
+    print()
 
     metrics = evaluate_loss(model, dataset, settings.batch_size, on.precision, "loss")
     choice = np.random.default_rng(settings.split_seed).permutation(len(rows))

@@ -48,6 +48,18 @@ def check_results_folder(settings: ResultsSettings) -> None:
         )
 
 
+def warn_of_training_rows(run: Path, data: str) -> None:
+    """Say so if the run was trained on rows of the file or folder `data`."""
+    try:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        then = config["settings"]["data"]["data"]
+        same = then == data or Path(then).resolve() == Path(data).resolve()
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a checkpoint without its run
+    if same:
+        print("  warning: the run was trained on most of these rows; it knows their answers")
+
+
 def show_results(
     settings: ResultsSettings, results: dict[str, Any], report: str, predictions: pl.DataFrame
 ) -> None:
