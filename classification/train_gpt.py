@@ -41,10 +41,11 @@ from gpt2.support.distributed import on_rank_0, rank
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.run_folder import RunSettings
 from gpt2.support.script import beside, run_script
-from gpt2.support.splits import data_name
+from gpt2.support.splits import data_name, short_text
 from gpt2.support.tables import describe_training
 from gpt2.training import train
 from gpt2.weights.building import ModelSettings, check_max_length, choose_pooling
+from gpt2.weights.licences import licences
 
 
 @dataclass
@@ -128,7 +129,9 @@ def main() -> None:
             "labels": splits.labels,
             "max_length": head.max_length,
             "truncation": head.truncation,
-            "data": splits.name,
+            "text_column": data.text_column,
+            "label_column": data.label_column,
+            "trained_on": licences(run.start, [data.data]),
         },
     )
     with explaining_not_finite(splits.train["text"]):
@@ -150,9 +153,10 @@ def main() -> None:
     if rank() > 0:
         return
     guess = majority_log_probabilities(targets["train"], len(splits.test))
+    example = short_text(splits.validation["text"])
     results = {
         "task": "classification",
-        "data": describe_splits(splits),
+        "data": describe_splits(splits) | {"example": example},
         "model": run.describe_model(model, before["origin"])
         | {"pooling": head.pooling, "max_length": head.max_length, "truncation": head.truncation},
         "majority": {"test": classification_metrics(guess, targets["test"])},
@@ -166,7 +170,7 @@ def main() -> None:
     run.end(
         comparison_table(results),
         describe_training(results["training"]),
-        f'ask the model yourself:\n  {predict} "A dull start, but what an ending!"',
+        f"ask the model yourself:\n  {predict} {shlex.quote(example)}",
     )
 
 

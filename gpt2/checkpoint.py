@@ -34,11 +34,28 @@ from gpt2.support.files import write_json
 from gpt2.support.run_folder import git_commit
 from gpt2.tokenizer import load_encoding, save_encoding
 
-# What each task needs to prepare new text as it was prepared for training.
+# What each task needs to prepare new text as it was prepared for training, the columns in which it
+# stands in a table, and what the weights have learnt from, with the licences.
 SETTINGS = {
-    "classification": ("labels", "max_length", "truncation"),
-    "instruction": ("template", "max_length"),
-    "pretraining": ("max_length",),
+    "classification": (
+        "labels", "max_length", "truncation", "text_column", "label_column", "trained_on"
+    ),
+    "instruction": (
+        "template", "max_length", "instruction_column", "input_column", "output_column",
+        "trained_on",
+    ),
+    "pretraining": ("max_length", "trained_on"),
+}  # fmt: skip
+
+# What older runs have not saved.
+_OLDER = {
+    "truncation": "head",
+    "text_column": "text",
+    "label_column": "label",
+    "instruction_column": "instruction",
+    "input_column": "input",
+    "output_column": "output",
+    "trained_on": [],
 }
 
 
@@ -186,7 +203,7 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
         found_task = description["task"]
         config = GPT2Config(**description["model"])
         head_description = dict(description["head"])
-        saved = {"truncation": "head"} | description["settings"]  # older runs know no other
+        saved = _OLDER | description["settings"]
         settings = {name: saved[name] for name in SETTINGS[found_task]}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None

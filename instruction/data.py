@@ -93,18 +93,7 @@ def load_splits(
 ) -> Splits:
     """Read, clean and split 80/10/10. The result depends on data, settings and `seed` alone.
     Raises UserError for data that cannot be used."""
-    frame = _read(_find(settings.data), settings)
-    removed = {}
-
-    def keep(reason: str, condition: pl.Expr) -> None:
-        nonlocal frame
-        kept = frame.filter(condition)
-        removed[reason] = len(frame) - len(kept)
-        frame = kept
-
-    keep("empty instruction", pl.col("instruction") != "")
-    keep("empty output", pl.col("output") != "")
-    keep("duplicate", pl.struct("instruction", "input").is_first_distinct())
+    frame, removed = read_clean(settings)
     if len(frame) < 10:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in removed.items() if count)
         raise UserError(
@@ -121,11 +110,7 @@ def load_splits(
     # After the cut, so that --max-length and the tokenizer do not decide what is held out.
     removed["no room for a response"] = 0
     for split, rows in parts.items():
-        prompts = [template.prompt(*row) for row in rows.select("instruction", "input").rows()]
-        lengths = map(len, encoding.encode_ordinary_batch(prompts))
-        # At least one token of the response must fit; <|endoftext|> is a target, takes no room.
-        fits = [length + 1 <= settings.max_length for length in lengths]
-        parts[split] = rows.filter(pl.Series(fits, dtype=pl.Boolean))
+        parts[split] = with_room(rows, template, encoding, settings.max_length)
         removed["no room for a response"] += len(rows) - len(parts[split])
         if parts[split].is_empty():
             raise UserError(
@@ -137,6 +122,33 @@ def load_splits(
     for split, rows in rows_to_keep(sizes, *limits).items():
         parts[split] = parts[split][:rows] if rows else parts[split]
     return Splits(data_name(settings.data, BUILT_IN), **parts, removed=removed)
+
+
+def read_clean(settings: DataSettings) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows that `settings.data` names (instruction, input and output, String), without empty
+    and repeated ones, and {reason: rows removed}. Raises UserError."""
+    frame = _read(_find(settings.data), settings)
+    removed = {}
+    for reason, condition in (
+        ("empty instruction", pl.col("instruction") != ""),
+        ("empty output", pl.col("output") != ""),
+        ("duplicate", pl.struct("instruction", "input").is_first_distinct()),
+    ):
+        kept = frame.filter(condition)
+        removed[reason] = len(frame) - len(kept)
+        frame = kept
+    return frame, removed
+
+
+def with_room(
+    rows: pl.DataFrame, template: Template, encoding: tiktoken.Encoding, max_length: int
+) -> pl.DataFrame:
+    """The rows whose prompt leaves room for a response in `max_length` tokens."""
+    prompts = [template.prompt(*row) for row in rows.select("instruction", "input").rows()]
+    lengths = map(len, encoding.encode_ordinary_batch(prompts))
+    # At least one token of the response must fit; <|endoftext|> is a target, takes no room.
+    fits = [length + 1 <= max_length for length in lengths]
+    return rows.filter(pl.Series(fits, dtype=pl.Boolean))
 
 
 def _find(data: str) -> Path:

@@ -30,11 +30,13 @@ from gpt2.support.script import run_script
 from gpt2.support.tables import format_table, plot_curves
 from gpt2.training import train
 from gpt2.weights.building import ModelSettings, check_max_length
+from gpt2.weights.licences import licences
 from pretraining.corpus import Corpus, CorpusSettings, TokenRows, item_name, read_corpus
 
-# Continued at each evaluation, so that one sees the model learn. Sampled: the likeliest token each
-# time would end in a loop, which says little about a language model.
-BEGINNINGS = ("This film", "The best way to", "Once upon a time")
+# Continued at each evaluation of the built-in data, so that one sees the model learn; with other
+# data, the beginnings of held-out documents. Sampled: the likeliest token each time would end in a
+# loop, which says little about a language model.
+SAMPLE_BEGINNINGS = ("This film", "The best way to", "Once upon a time")
 SAMPLING = SamplingSettings(max_new_tokens=32, temperature=0.8, top_k=50)
 
 
@@ -60,6 +62,10 @@ def main() -> None:
 
     # ---- chapter 1: data
     corpus = read_corpus(data, data.split_seed)
+
+    beginnings = SAMPLE_BEGINNINGS
+    if data.data != ("sample",):
+        beginnings = [" ".join(text.split()[:4]) for text in corpus.validation["text"][:3]]
 
     # ---- chapter 2: model
     model, origin = run.build_model(LanguageModelHead)
@@ -87,13 +93,13 @@ def main() -> None:
 
     def continuations() -> list[str]:
         end, seed = run.encoding.eot_token, run_settings.seed
-        prompts = [[end, *run.encoding.encode_ordinary(text)] for text in BEGINNINGS]
+        prompts = [[end, *run.encoding.encode_ordinary(text)] for text in beginnings]
         with autocast(run.device, config.precision):
             generated = generate(model, prompts, SAMPLING, end, range(seed, seed + len(prompts)))
         return [run.encoding.decode(tokens) for tokens in generated]
 
     def evaluate() -> dict[str, float]:
-        for beginning, text in zip(BEGINNINGS, continuations(), strict=True):
+        for beginning, text in zip(beginnings, continuations(), strict=True):
             tqdm.write(f"  {beginning} ...\n    -> {' '.join(text.split())}")
         metrics = by_source()
         apart = {f"{name} perplexity": found["perplexity"] for name, found in metrics.items()}
@@ -104,7 +110,11 @@ def main() -> None:
         "before.json",
         lambda: {"origin": origin, "by_source": by_source(), "continuations": continuations()},
     )
-    recipe = Recipe("pretraining", run.encoding, {"max_length": max_length, "data": corpus.name})
+    recipe = Recipe(
+        "pretraining",
+        run.encoding,
+        {"max_length": max_length, "trained_on": licences(run.start, list(data.data))},
+    )
     with explaining_not_finite():
         result = train(
             model, rows, language_model_loss, evaluate, config, run_settings.seed, run.folder,
@@ -121,7 +131,7 @@ def main() -> None:
         return
     results = {
         "task": "pretraining",
-        "data": description,
+        "data": description | {"example": beginnings[0]},
         "model": run.describe_model(model, before["origin"]) | {"max_length": max_length},
         "before": {
             "validation": mean_over_sources(before["by_source"], validation),
@@ -135,7 +145,7 @@ def main() -> None:
         "continuations": [
             {"beginning": beginning, "before": text_before, "after": text_after}
             for beginning, text_before, text_after in zip(
-                BEGINNINGS, before["continuations"], continued, strict=True
+                beginnings, before["continuations"], continued, strict=True
             )
         ],
     }

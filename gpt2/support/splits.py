@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 
@@ -14,6 +14,22 @@ def data_name(data: str, built_in: Collection[str]) -> str:
     ('imdb', 'mine')
     """
     return data if data in built_in else Path(data).resolve().stem
+
+
+def short_text(texts: Iterable[str], limit: int = 70) -> str:
+    """The first text to show as an example of `texts`, in a command too: on one line, neither long
+    nor a word, without quotes and not like a flag. If none is so, the beginning of the first one.
+
+    >>> short_text(["no", "it's long enough", "a fine example"])
+    'a fine example'
+    """
+    texts = list(texts)
+    for text in texts:
+        if 10 <= len(text) <= limit and text.isprintable() and not set(text) & set("'\"\\"):
+            if not text.startswith("-"):
+                return text
+    beginning = " ".join(texts[0].split()).lstrip("- ") or "..."
+    return beginning if len(beginning) <= limit else beginning[:limit].rsplit(" ", 1)[0]
 
 
 def rows_to_keep(
