@@ -38,7 +38,7 @@ FEATURES = ("count", "tfidf", "nb")
 _INVERSE_PENALTY = {"count": 0.1, "tfidf": 100.0, "nb": 1.0}
 _WORD_OR_SIGN = r"\w+|[^\w\s]"  # "i", "!" and the "10" of "10 / 10" count as well
 
-# Thai, Lao, Tibetan, Myanmar, Khmer, kana and Han with their signs: scripts without spaces between words.
+# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han and their signs: no spaces between words there.
 _UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"

@@ -85,10 +85,12 @@ def _merge_labels(parts: dict[str, pl.DataFrame], notes: list[str]) -> dict[str,
     bare = {label: bare_label(label) for label in there}
     numbers = same_numbers(set(bare.values()))
     merged = {label: numbers.get(short, short) for label, short in bare.items()}
-    for label in sorted(there):
-        if merged[label] != label:
-            rows = sum((frame["label"] == label).sum() for frame in parts.values())
-            notes.append(f"label {label!r} is read as {merged[label]!r} in {rows:,} rows")
+    changed = [label for label in sorted(there) if merged[label] != label]
+    if changed:
+        rows = sum(frame["label"].is_in(changed).sum() for frame in parts.values())
+        shown = ", ".join(f"{label!r} as {merged[label]!r}" for label in changed[:5])
+        more = f", and {len(changed) - 5} more" if len(changed) > 5 else ""
+        notes.append(f"labels of {rows:,} rows are read without what is not seen: {shown}{more}")
     return {
         split: frame.with_columns(pl.col("label").replace(merged)) for split, frame in parts.items()
     }

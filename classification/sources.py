@@ -155,6 +155,12 @@ def _read_file(path: Path, settings: DataSettings, notes: list[str]) -> dict[str
         parts = [pl.Series(column, dtype=pl.String) for column in texts]
         frame = frame.with_columns(text=pl.concat_str(parts, separator=" ", ignore_nulls=True))
     notes.append(f"read {path}: {len(frame):,} rows")
+    kinds = {type(value).__name__ for _, value in _cells(path, columns, settings.label_column)}
+    if len(kinds - {"NoneType"}) > 1:
+        notes.append(
+            f"{path}: labels are {', '.join(sorted(kinds - {'NoneType'}))}; 1 and 1.0 and '1' are "
+            "one class"
+        )
     if not settings.split_column:
         return {"train": frame}
     return _by_split(path, frame, columns, settings.split_column)

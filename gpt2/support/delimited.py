@@ -64,10 +64,12 @@ def parse_delimited(
         elif len(row) < len(names) and not any(names[len(row) :]):
             row = row + [""] * (len(names) - len(row))
         if len(row) != len(names):
-            where = f" (in a quote from line {first} to line {last})" if last > first else ""
+            found = f"line {first} has {len(row)} fields"
+            if last > first:
+                found = f"line {first} opens a quote that ends in line {last}: {len(row)} fields"
             raise UserError(
-                f"{path}: line {first} has {len(row)} fields{where}, but {source} names "
-                f"{len(names)}; a text that contains the separator must stand in double quotes"
+                f"{path}: {found}, but {source} names {len(names)}; a text that contains the "
+                "separator must stand in double quotes"
             )
         rows.append(row)
     _refuse_swallowed(path, lines, separator, doubtful, rows)
@@ -135,31 +137,36 @@ def _parse(path: Path, lines: list[str], separator: str, quoted: bool):
 
 def _are_rows(lines: list[str], separator: str, width: int) -> bool:
     """Whether each of several lines would make a row of `width` fields by itself."""
-    return all(line.count(separator) == width - 1 for line in lines if line.strip())
+    return width > 1 and all(line.count(separator) == width - 1 for line in lines if line.strip())
 
 
 def _refuse_swallowed(
     path: Path, lines: list[str], separator: str, spans: list[tuple[int, int]], rows: list
 ) -> None:
     """Of the `spans`, rows from one line to another whose lines have as many separators as rows
-    have, refuse the first that is no text of several lines but several rows. The column of fewest
-    different values, the label, tells; where all values differ, no field begins with a space, as
-    prose does after a comma, and there are at least three lines."""
+    have, refuse the first that is no text of several lines but several rows.
+
+    The column of fewest different values, the label, tells. Where all values differ, as in
+    instructions, it is rows if they are at least three, without a space after a separator as prose
+    has it, and if nothing else in the file is quoted: what wrote the file does not quote texts.
+    """
     columns = [set(column) for column in zip(*rows, strict=True)]
     values = min(columns, key=len, default=set())
-    place = columns.index(values) if columns else 0
+    has_labels = 2 * len(values) <= len(rows)
+    inside = {number for first, last in spans for number in range(first, last + 1)}
     for first, last in spans:
-        fields = [
-            [field.strip().strip('"') for field in line.strip("\r\n").split(separator)]
-            for line in lines[first - 1 : last]
-            if line.strip()
-        ]
-        if 2 * len(values) <= len(rows):
-            found = all(row[place] in values - {""} for row in fields)
+        found = [line for line in lines[first - 1 : last] if line.strip()]
+        if has_labels:
+            place = columns.index(values)
+            labels = [line.strip("\r\n").split(separator)[place].strip(' "') for line in found]
+            are_rows = set(labels) <= values - {""}
         else:
-            text = "".join(lines[first - 1 : last])
-            found = len(fields) > 2 and f"{separator} " not in text
-        if found:
+            are_rows = (
+                len(found) > 2
+                and not any(f"{separator} " in line for line in found)
+                and not any('"' in line for n, line in enumerate(lines, 1) if n not in inside)
+            )
+        if are_rows:
             _refuse_span(path, first, last)
 
 
