@@ -134,7 +134,7 @@ def read_rows(
         default = getattr(DataSettings(), column)
         of_run = default if settings.data in BUILT_IN else recipe.settings[column]
         columns[column] = getattr(settings, column) or of_run
-    cleaned, removed = read_clean(DataSettings(data=settings.data, **columns))
+    cleaned, removed, notes = read_clean(DataSettings(data=settings.data, **columns))
     cleaned = cleaned.with_row_index("row", offset=1)
     rows = with_room(cleaned, template, recipe.encoding, recipe.settings["max_length"])
     removed["no room for a response"] = len(cleaned) - len(rows)

@@ -47,6 +47,7 @@ from gpt2.support.streaming import (
     texts_of,
 )
 from gpt2.support.table_output import check_new_table, check_types, json_lines, writing_table
+from gpt2.tokenizer import encode_text
 from instruction.evaluation import answer_prompts
 from instruction.template import Template
 
@@ -147,7 +148,7 @@ def main() -> None:
         raise UserError(f"{arguments.run}: its checkpoint has no usable template ({error})")
 
     def show(instruction: str, text: str, seed: int) -> None:
-        prompt = encoding.encode_ordinary(template.prompt(instruction, text))
+        prompt = encode_text(encoding, template.prompt(instruction, text))
         for piece in stream_text(model, encoding, prompt, sampling, seed, on.precision):
             print(piece, end="", flush=True)
         print()
@@ -225,7 +226,7 @@ def answer_all(
         for start in range(0, len(part), chunk):
             rows = part[start : start + chunk]
             prompts = [
-                encoding.encode_ordinary(template.prompt(*question))
+                encode_text(encoding, template.prompt(*question))
                 for question in questions.of(rows, row + 1)
             ]
             answers = answer_prompts(
