@@ -9,6 +9,14 @@ Without any flag it runs on the built-in instructions, offline, in a minute or t
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import dataclasses
 import shlex
 from dataclasses import dataclass

@@ -8,8 +8,15 @@ instruction tuning whose test is meant to be new to the model:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
+from dataclasses import dataclass
 
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags

@@ -9,10 +9,19 @@ The same files give the same bytes. Sennrich et al. 2016, "Neural Machine Transl
 with Subword Units"; the byte level and the split into words are GPT-2's.
 """
 
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 import tiktoken

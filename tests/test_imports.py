@@ -30,7 +30,7 @@ MAY_IMPORT = {
 # Files that may be longer than the others, and why.
 LONGEST_FILE = 350
 LONGER = {
-    "benchmarks/throughput.py": 360,  # a third of it is the table of contenders
+    "benchmarks/throughput.py": 365,  # a third of it is the table of contenders
 }
 LONGEST_TRAIN = 60  # lines of `train`, without its docstring
 MOST_IN_GPT2 = 14  # files beside the folders
