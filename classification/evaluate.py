@@ -10,9 +10,16 @@ most confident mistakes; and with --out every prediction.
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +121,7 @@ def read_labelled(
     default = DataSettings()
     text_column = default.text_column if own else recipe.settings["text_column"]
     label_column = default.label_column if own else recipe.settings["label_column"]
+    notes: list[str] = []
     name, parts = read_source(
         DataSettings(
             data=settings.data,
@@ -121,13 +129,14 @@ def read_labelled(
             label_column=settings.label_column or label_column,
             split_column=settings.split_column,
             columns=settings.columns,
-        )
+        ),
+        notes,
     )
     split = "test" if "test" in parts else "all"
     frame = parts["test"] if split == "test" else pl.concat(parts.values())
     frame = frame.with_row_index("row", offset=1)
     # as a test split: copies stay, only what no prediction could get right goes
-    clean_parts, cleaned, removed = clean({"train": frame.clear(), "test": frame})
+    clean_parts, cleaned, removed = clean({"train": frame.clear(), "test": frame}, notes)
     rows = clean_parts["test"]
     if rows.is_empty():
         raise UserError(f"{settings.data}: no rows with a text and a label are left")
@@ -142,13 +151,15 @@ def read_labelled(
         )
     rows = rows.select("row", "text", pl.col("label").replace_strict(labels, range(len(labels))))
     return rows, {"name": name, "split": split, "rows": len(rows), "labels": labels,
-                  "removed": removed, "cleaned": cleaned}  # fmt: skip
+                  "removed": removed, "cleaned": cleaned, "notes": notes}  # fmt: skip
 
 
 def print_summary(description: dict[str, Any], rows: pl.DataFrame, labels: list[str]) -> None:
     """What is evaluated on, before any time is spent on it."""
     of = "its test split" if description["split"] == "test" else "all rows"
     print(f"data: {description['name']}, {of}: {len(rows):,} rows")
+    for note in description["notes"]:
+        print(f"  {note}")
     counts = np.bincount(rows["label"].to_numpy(), minlength=len(labels))
     shown = [f"{label} {count:,}" for label, count in zip(labels, counts, strict=True)]
     more = f", and {len(shown) - 8} more classes" if len(shown) > 8 else ""

@@ -10,9 +10,16 @@ to some of them are.
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -76,13 +83,15 @@ def main() -> None:
     model.to(device)
     template, max_length = Template(**recipe.settings["template"]), recipe.settings["max_length"]
 
-    rows, removed = read_rows(settings, recipe, template)
+    rows, removed, notes = read_rows(settings, recipe, template)
     dataset = InstructionDataset(
         rows.select("instruction", "input", "output").rows(), template, recipe.encoding, max_length
     )
     name = data_name(settings.data, BUILT_IN)
     shown = ", ".join(f"{reason} {count:,}" for reason, count in removed.items() if count)
     print(f"data: {name}: {len(rows):,} rows, {dataset.truncated:,} responses truncated")
+    for note in notes:
+        print(f"  {note}")
     print(f"  rows removed:   {shown or 'none'}")
     warn_of_training_rows(arguments.run, settings.data)
     print()
@@ -125,9 +134,9 @@ def main() -> None:
 
 def read_rows(
     settings: EvaluationSettings, recipe: Recipe, template: Template
-) -> tuple[pl.DataFrame, dict[str, int]]:
+) -> tuple[pl.DataFrame, dict[str, int], list[str]]:
     """The rows to evaluate on: `row` (its number after cleaning, from 1), `instruction`, `input`
-    and `output`; and {reason: rows removed}. Raises UserError."""
+    and `output`; {reason: rows removed}; and notes on what was read. Raises UserError."""
     columns = {}
     for column in ("instruction_column", "input_column", "output_column"):
         # built-in data have columns of their own, whatever the run was trained with
@@ -140,7 +149,7 @@ def read_rows(
     removed["no room for a response"] = len(cleaned) - len(rows)
     if rows.is_empty():
         raise UserError(f"{settings.data}: no rows with an instruction and an answer are left")
-    return rows, removed
+    return rows, removed, notes
 
 
 def prediction_table(rows: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:
