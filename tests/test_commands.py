@@ -143,6 +143,7 @@ def test_every_command_runs(
     download_released("gpt2")
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *given, **named: None)  # slow
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # so is waiting for the disk
     commands = [
         "python classification/train_gpt.py",  # README's first runs, which other pages start from
         "python instruction/instruction_finetuning.py",
