@@ -63,8 +63,7 @@ def build_head(config: GPT2Config, description: dict[str, Any]) -> Head:
     found = [cls for cls in _subclasses(Head) if _kind(cls) == kind]
     if not found:
         raise UserError(
-            f"has a {kind} as its head, a class that this checkout's gpt2/heads.py has not; use "
-            "the code that made it"
+            f"has a {kind} as its head, a class that this checkout's gpt2/heads.py has not"
         )
     return found[-1](config, **arguments)
 
