@@ -213,7 +213,7 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
         head = build_head(config, head_description)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{folder / 'config.json'}: its head cannot be built: {error}{_commit(description)}"
+            f"{folder / 'config.json'}: its head cannot be built: {error}; {_made_by(folder)}"
         ) from None
     model = GPT2(config, head)
     _take_weights(folder, model)
@@ -273,26 +273,26 @@ def same_logits(logits: Tensor, expected: Tensor) -> bool:
 def _take_weights(folder: Path, model: nn.Module) -> None:
     """Copy the weights of the checkpoint `folder` into `model`, and see whether they compute there
     what they did when they were saved. (Older checkpoints do not say.)"""
-    _copy_weights(folder / "model.safetensors", model)
+    _copy_weights(folder, model)
     if not (folder / "computed.safetensors").is_file():
         return
     then = _read_tensors(folder / "computed.safetensors")
     logits = compute_logits(model, then["tokens"], then["lengths"])
     if same_logits(logits, then["logits"]):
         return
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    other = sorted(set(config["classes"]) - set(_classes(model)))
     raise UserError(
         f"{folder}: was made by other code, or of another architecture, than this checkout's "
-        f"({_how_changed(logits, then['logits'])}); use the code that made it"
-        + (f", {', '.join(other)}" if other else "")
-        + _commit(config)
+        f"({_how_changed(logits, then['logits'])}); {_made_by(folder, model)}"
     )
 
 
-def _commit(description: dict[str, Any]) -> str:
-    commit = description.get("git_commit")  # older code saved none
-    return f", commit {commit}" if commit else ""
+def _made_by(folder: Path, model: nn.Module | None = None) -> str:
+    """Which code made a checkpoint, as far as it says (older ones do not): the classes that `model`
+    is not made of, and the commit."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    classes = sorted(set(config.get("classes", ())) - set(_classes(model))) if model else []
+    commit = [f"commit {config['git_commit']}"] if config.get("git_commit") else []
+    return ", ".join(["use the code that made it", *classes, *commit])
 
 
 def _how_changed(logits: Tensor, expected: Tensor) -> str:
@@ -323,20 +323,23 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{file}: cannot be read ({error})") from None
 
 
-def _copy_weights(file: Path, model: torch.nn.Module) -> None:
+def _copy_weights(folder: Path, model: nn.Module) -> None:
+    file = folder / "model.safetensors"
     weights = _read_tensors(file)
     tensors = _tensors(model)
     wrong = sorted(weights.keys() ^ tensors.keys()) or [
         name for name, tensor in tensors.items() if weights[name].shape != tensor.shape
     ]
     if wrong:
-        raise UserError(f"{file}: does not fit the model at {', '.join(wrong[:5])}")
+        raise UserError(
+            f"{file}: does not fit the model at {', '.join(wrong[:5])}; {_made_by(folder, model)}"
+        )
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(distribute_like(weights[name], tensor))
 
 
-def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """All that makes the model what it is: parameters, a tied one once (state_dict has it twice),
     and the buffers that state_dict keeps, which a changed architecture may have."""
     reshard(model)
@@ -346,7 +349,7 @@ def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     return {
         f"{name}/{key}": tensor

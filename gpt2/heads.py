@@ -71,7 +71,7 @@ def build_head(config: GPT2Config, description: dict[str, Any]) -> Head:
     found = [cls for cls in _subclasses(Head) if _kind(cls) == kind]
     if not found:
         raise ValueError(
-            f"this checkout's gpt2/heads.py has no head '{kind}'; use the code that made it"
+            f"this checkout's gpt2/heads.py has no head '{kind}'; its class must stand there"
         )
     names = sorted({cls.__name__ for cls in found})
     if len(names) > 1:  # a copied class, with the `kind` of the one that it was copied from

@@ -147,6 +147,14 @@ def test_classes_are_named(tmp_path, monkeypatch):
         load_checkpoint(tmp_path, "classification")
 
 
+def test_other_parameters_are_refused_with_the_class_that_has_them(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt2.model, "CausalSelfAttention", NormedAttention)
+        save(tmp_path / "best")
+    with pytest.raises(UserError, match=r"does not fit .*q_norm.*made it, NormedAttention"):
+        load_checkpoint(tmp_path, "classification")
+
+
 def test_a_head_whose_class_is_gone_is_named(tmp_path, monkeypatch):
     class ColdHead(ClassificationHead):
         def forward(self, hidden, lengths):
