@@ -6,6 +6,7 @@ are the response's tokens and the final <|endoftext|>, nothing of the template.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gpt2.batching import IGNORE
+from gpt2.support.arrow_tables import saved_files
+from gpt2.support.cells import text_of
 from gpt2.support.errors import UserError
-from gpt2.support.files import TABLE_SUFFIXES, read_rows
+from gpt2.support.files import is_table, read_rows, table_suffix
 from gpt2.support.flags import flag
 from gpt2.support.hub import download_dataset
-from gpt2.support.splits import data_name, rows_to_keep
+from gpt2.support.splits import counts_in_words, data_name, rows_to_keep
+from gpt2.tokenizer import encode_texts
 from instruction.template import Template
 
 SAMPLE = Path(__file__).parent / "sample_instructions.json"
@@ -50,7 +54,8 @@ class DataSettings:
     data: str = flag(
         "sample",
         "sample (340 built-in instructions), alpaca or alpaca-gpt4 (52,000 each, downloaded), or a "
-        "JSON, JSONL, CSV, TSV or Parquet file, or a folder with one such file",
+        "JSON, JSONL, CSV, TSV, Parquet or Arrow file, also as .gz, .xz or .zip, or a folder with "
+        "one such table",
     )
     instruction_column: str = flag("instruction", "column with the instruction")
     input_column: str = flag(
@@ -83,6 +88,7 @@ class Splits:
     validation: pl.DataFrame
     test: pl.DataFrame
     removed: dict[str, int] = field(default_factory=dict)  # reason -> rows
+    notes: list[str] = field(default_factory=list)  # files read, and what reading did otherwise
 
     def items(self) -> list[tuple[str, pl.DataFrame]]:
         return [("train", self.train), ("validation", self.validation), ("test", self.test)]
@@ -93,12 +99,12 @@ def load_splits(
 ) -> Splits:
     """Read, clean and split 80/10/10. The result depends on data, settings and `seed` alone.
     Raises UserError for data that cannot be used."""
-    frame, removed = read_clean(settings)
+    notes: list[str] = []
+    frame, removed = read_clean(settings, notes)
     if len(frame) < 10:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in removed.items() if count)
         raise UserError(
             f"{settings.data}: {len(frame)} usable rows are left, at least 10 are needed; removed: "
-            f"{reasons or 'none'}"
+            f"{counts_in_words(removed) or 'none'}"
         )
     frame = frame.sample(fraction=1, shuffle=True, seed=seed)
     tenth = round(len(frame) / 10)
@@ -121,13 +127,14 @@ def load_splits(
     limits = settings.max_train, settings.max_validation, settings.max_test
     for split, rows in rows_to_keep(sizes, *limits).items():
         parts[split] = parts[split][:rows] if rows else parts[split]
-    return Splits(data_name(settings.data, BUILT_IN), **parts, removed=removed)
+    return Splits(data_name(settings.data, BUILT_IN), **parts, removed=removed, notes=notes)
 
 
-def read_clean(settings: DataSettings) -> tuple[pl.DataFrame, dict[str, int]]:
+def read_clean(settings: DataSettings, notes: list[str]) -> tuple[pl.DataFrame, dict[str, int]]:
     """The rows that `settings.data` names (instruction, input and output, String), without empty
-    and repeated ones, and {reason: rows removed}. Raises UserError."""
-    frame = _read(_find(settings.data), settings)
+    and repeated ones, and {reason: rows removed}. Which files were read is told in `notes`. Raises
+    UserError."""
+    frame = pl.concat([_read(file, settings, notes) for file in _find(settings.data)])
     removed = {}
     for reason, condition in (
         ("empty instruction", pl.col("instruction") != ""),
@@ -145,38 +152,43 @@ def with_room(
 ) -> pl.DataFrame:
     """The rows whose prompt leaves room for a response in `max_length` tokens."""
     prompts = [template.prompt(*row) for row in rows.select("instruction", "input").rows()]
-    lengths = map(len, encoding.encode_ordinary_batch(prompts))
+    lengths = map(len, encode_texts(encoding, prompts))
     # At least one token of the response must fit; <|endoftext|> is a target, takes no room.
     fits = [length + 1 <= max_length for length in lengths]
     return rows.filter(pl.Series(fits, dtype=pl.Boolean))
 
 
-def _find(data: str) -> Path:
+def _find(data: str) -> list[Path]:
+    """The files that together are one table."""
     if data == "sample":
-        return SAMPLE
+        return [SAMPLE]
     if data in DOWNLOADS:
         repository, file, revision = DOWNLOADS[data]
-        return download_dataset(repository, [file], revision)[0]
+        return download_dataset(repository, [file], revision)
     path = Path(data)
     if not path.exists():
         names = ", ".join(BUILT_IN)
         raise UserError(f"--data {path}: no such file (built-in names: {names})")
     if not path.is_dir():
-        return path
-    # The layout of a data set's repository: one table, in the folder or in its subfolder `data`.
+        return [path]
+    if saved := saved_files(path):
+        return saved
+    # The layout of a data set's repository: one table, in the folder or in its subfolder `data`,
+    # perhaps in several files, train-00000-of-00002.parquet and so on.
     tables = sorted(
         file
         for file in [*path.glob("*"), *path.glob("data/*")]
-        if file.suffix.lower() in TABLE_SUFFIXES and file.suffix.lower() != ".txt"
+        if is_table(file) and table_suffix(file) != ".txt"
     )
-    if len(tables) != 1:
-        names = ", ".join(file.name for file in tables[:5]) or "none"
+    if len({re.sub(r"-\d+-of-\d+.*", "", file.name) for file in tables}) != 1:
+        saved = [folder for folder in sorted(path.glob("*")) if saved_files(folder)]
+        names = ", ".join(file.name for file in (tables or saved)[:5]) or "none"
         raise UserError(f"--data {path}: a folder needs one table in it, not {names}; name a file")
-    return tables[0]
+    return tables
 
 
-def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
-    rows = read_rows(path)
+def _read(path: Path, settings: DataSettings, notes: list[str]) -> pl.DataFrame:
+    rows = read_rows(path, notes)
     columns = {
         "instruction": settings.instruction_column,
         "input": settings.input_column,
@@ -195,14 +207,9 @@ def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
         for column, name in columns.items():
             if name not in row and column != "input":
                 raise UserError(f"{path}: row {number} has no field '{name}'")
-            value = row.get(name)
-            if value is None:
-                value = ""  # an empty cell: cleaning counts it
-            if not isinstance(value, str):
-                raise UserError(
-                    f"{path}: row {number}: '{name}' is {type(value).__name__}, not text"
-                )
-            texts[column].append(value.strip())
+            # an empty or missing cell: cleaning counts it
+            texts[column].append((text_of(row.get(name), path, number, name) or "").strip())
+    notes.append(f"read {path}: {len(rows):,} rows")
     return pl.DataFrame(texts, schema={column: pl.String for column in columns})
 
 
@@ -237,8 +244,8 @@ class InstructionDataset(Dataset):
         self.truncated = 0
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            prompts = encoding.encode_ordinary_batch([template.prompt(*row[:2]) for row in chunk])
-            responses = encoding.encode_ordinary_batch([row[2] for row in chunk])
+            prompts = encode_texts(encoding, [template.prompt(*row[:2]) for row in chunk])
+            responses = encode_texts(encoding, [row[2] for row in chunk])
             for prompt, response in zip(prompts, responses, strict=True):
                 room = max_length - len(prompt)  # the last token, <|endoftext|>, is a target only
                 if room < 1 or not response:
@@ -274,21 +281,26 @@ class InstructionDataset(Dataset):
 def describe_splits(splits: Splits) -> dict[str, Any]:
     """The part of results.json that says what the data was."""
     rows = {split: len(frame) for split, frame in splits.items()}
-    return {"name": splits.name, **rows, "removed": splits.removed}
+    return {"name": splits.name, **rows, "removed": splits.removed, "notes": splits.notes}
+
+
+def print_splits(splits: Splits, datasets: dict[str, InstructionDataset] | None = None) -> None:
+    """Which files were read, how many rows each split has, and what was removed."""
+    print(f"data: {splits.name}")
+    for note in splits.notes:
+        print(f"  {note}")
+    for split, frame in splits.items():
+        with_input = (frame["input"] != "").sum()
+        shown = f"  {split:<10} {len(frame):>7,} rows   {with_input:,} with input"
+        if datasets:
+            shown += f", {datasets[split].truncated:,} responses truncated"
+        print(shown)
+    print(f"  rows removed:   {counts_in_words(splits.removed) or 'none'}")
 
 
 def print_summary(splits: Splits, datasets: dict[str, InstructionDataset]) -> None:
     """What the data is, before any time is spent on it."""
-    print(f"data: {splits.name}")
-    for split, frame in splits.items():
-        dataset = datasets[split]
-        with_input = (frame["input"] != "").sum()
-        print(
-            f"  {split:<10} {len(frame):>7,} rows   {with_input:,} with input, "
-            f"{dataset.truncated:,} responses truncated"
-        )
-    removed = [f"{reason} {count:,}" for reason, count in splits.removed.items() if count]
-    print(f"  rows removed:   {', '.join(removed) or 'none'}")
+    print_splits(splits, datasets)
     train = datasets["train"]
     responses = train.lengths + 1 - train.prompt_lengths
     print(

@@ -47,6 +47,7 @@ from gpt2.support.streaming import (
     texts_of,
 )
 from gpt2.support.table_output import check_new_table, check_types, json_lines, writing_table
+from gpt2.tokenizer import encode_text, encode_texts
 from instruction.evaluation import answer_prompts
 from instruction.template import Template
 
@@ -109,6 +110,8 @@ def read_questions(settings: RespondSettings, recipe: Recipe) -> Questions:
         name, text = settings.file, read_utf8(path)
     else:
         table = open_table(path)
+        for note in table.notes:
+            print(note, file=sys.stderr)  # standard output holds the answers alone
         instruction = settings.instruction_column or recipe.settings["instruction_column"]
         require_columns(table, [instruction], "--instruction-column")
         if settings.input_column:
@@ -147,7 +150,7 @@ def main() -> None:
         raise UserError(f"{arguments.run}: its checkpoint has no usable template ({error})")
 
     def show(instruction: str, text: str, seed: int) -> None:
-        prompt = encoding.encode_ordinary(template.prompt(instruction, text))
+        prompt = encode_text(encoding, template.prompt(instruction, text))
         for piece in stream_text(model, encoding, prompt, sampling, seed, on.precision):
             print(piece, end="", flush=True)
         print()
@@ -197,7 +200,7 @@ def _check_prompts(
     row = 1
     for part in questions.table.parts():
         prompts = [template.prompt(*question) for question in questions.of(part, row)]
-        for number, prompt in enumerate(encoding.encode_ordinary_batch(prompts), start=row):
+        for number, prompt in enumerate(encode_texts(encoding, prompts), start=row):
             if len(prompt) >= context:
                 raise UserError(
                     f"{questions.table.name}: instruction {number} has {len(prompt)} tokens with "
@@ -224,10 +227,8 @@ def answer_all(
     for part in questions.table.parts():
         for start in range(0, len(part), chunk):
             rows = part[start : start + chunk]
-            prompts = [
-                encoding.encode_ordinary(template.prompt(*question))
-                for question in questions.of(rows, row + 1)
-            ]
+            asked = questions.of(rows, row + 1)
+            prompts = encode_texts(encoding, [template.prompt(*question) for question in asked])
             answers = answer_prompts(
                 model, encoding, prompts, sampling, settings.batch_size, precision,
                 settings.seed + row,

@@ -1,4 +1,4 @@
-"""What the data of all tasks do alike: their name, and how many rows a trial keeps."""
+"""What the data of all tasks do alike: their name, what was removed, how many a trial keeps."""
 
 from __future__ import annotations
 
@@ -46,3 +46,12 @@ def rows_to_keep(
         share = min(1, max_train / sizes["train"])
         max_validation = math.ceil(share * sizes["validation"])
     return {"train": max_train, "validation": max_validation, "test": max_test}
+
+
+def counts_in_words(counts: dict[str, int]) -> str:
+    """Reasons or steps and how often, in one line, without what did not happen.
+
+    >>> counts_in_words({"empty text": 0, "duplicate": 1200})
+    'duplicate 1,200'
+    """
+    return ", ".join(f"{what} {count:,}" for what, count in counts.items() if count)
