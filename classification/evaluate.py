@@ -31,6 +31,7 @@ from classification.evaluation import classification_metrics, predict_log_probab
 from classification.report import close_look, look_closer, metrics_table
 from classification.sources import BUILT_IN, DataSettings, read_source
 from gpt2.checkpoint import Recipe, load_checkpoint
+from gpt2.support.cells import same_numbers
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
@@ -41,6 +42,7 @@ from gpt2.support.results_folder import (
     warn_of_training_rows,
 )
 from gpt2.support.script import run_script
+from gpt2.support.splits import counts_in_words
 
 
 @dataclass
@@ -141,6 +143,8 @@ def read_labelled(
     if rows.is_empty():
         raise UserError(f"{settings.data}: no rows with a text and a label are left")
     labels = recipe.settings["labels"]
+    same = same_numbers({*labels, *rows["label"]})  # 1.0 where the model knows 1
+    rows = rows.with_columns(pl.col("label").replace(same))
     unknown = rows.filter(~pl.col("label").is_in(labels))["label"].value_counts(sort=True)
     if len(unknown):
         named = ", ".join(f"'{label}' ({count:,} rows)" for label, count in unknown.rows()[:8])
@@ -164,10 +168,10 @@ def print_summary(description: dict[str, Any], rows: pl.DataFrame, labels: list[
     shown = [f"{label} {count:,}" for label, count in zip(labels, counts, strict=True)]
     more = f", and {len(shown) - 8} more classes" if len(shown) > 8 else ""
     print(f"  labels:         {', '.join(shown[:8])}{more}")
-    changed = [f"{step} in {count:,}" for step, count in description["cleaned"].items() if count]
-    print(f"  texts changed:  {', '.join(changed) or 'none'}")
-    removed = [f"{reason} {count:,}" for reason, count in description["removed"].items() if count]
-    print(f"  rows removed:   {', '.join(removed) or 'none'}")
+    print(f"  texts changed:  {counts_in_words(description['cleaned']) or 'none'}")
+    print(f"  rows removed:   {counts_in_words(description['removed']) or 'none'}")
+    for note in description["notes"]:
+        print(f"  {note}")
 
 
 def prediction_table(

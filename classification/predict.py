@@ -165,7 +165,10 @@ def _open(settings: PredictSettings, texts: list[str]) -> Iterator[Table]:
     file = Path(settings.file)
     if settings.file and is_table(file):
         names = [name.strip() for name in settings.columns.split(",")] if settings.columns else None
-        yield open_table(file, names)
+        table = open_table(file, names)
+        for note in table.notes:
+            print(note, file=sys.stderr)  # standard output holds the answers alone
+        yield table
         return
     if settings.file:
         source = open(file, encoding="utf-8-sig", newline="\n")

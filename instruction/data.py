@@ -99,7 +99,8 @@ def load_splits(
 ) -> Splits:
     """Read, clean and split 80/10/10. The result depends on data, settings and `seed` alone.
     Raises UserError for data that cannot be used."""
-    frame, removed, notes = read_clean(settings)
+    notes: list[str] = []
+    frame, removed = read_clean(settings, notes)
     if len(frame) < 10:
         raise UserError(
             f"{settings.data}: {len(frame)} usable rows are left, at least 10 are needed; removed: "
@@ -129,10 +130,10 @@ def load_splits(
     return Splits(data_name(settings.data, BUILT_IN), **parts, removed=removed, notes=notes)
 
 
-def read_clean(settings: DataSettings) -> tuple[pl.DataFrame, dict[str, int], list[str]]:
+def read_clean(settings: DataSettings, notes: list[str]) -> tuple[pl.DataFrame, dict[str, int]]:
     """The rows that `settings.data` names (instruction, input and output, String), without empty
-    and repeated ones; {reason: rows removed}; and notes on what was read. Raises UserError."""
-    notes: list[str] = []
+    and repeated ones, and {reason: rows removed}. Which files were read is told in `notes`. Raises
+    UserError."""
     frame = pl.concat([_read(file, settings, notes) for file in _find(settings.data)])
     removed = {}
     for reason, condition in (

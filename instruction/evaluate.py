@@ -37,7 +37,7 @@ from gpt2.support.results_folder import (
     warn_of_training_rows,
 )
 from gpt2.support.script import run_script
-from gpt2.support.splits import data_name
+from gpt2.support.splits import counts_in_words, data_name
 from instruction.data import BUILT_IN, DataSettings, InstructionDataset, read_clean, with_room
 from instruction.evaluation import Answer, answer_metrics, answer_prompts
 from instruction.report import metrics_table, question, side_by_side
@@ -83,16 +83,16 @@ def main() -> None:
     model.to(device)
     template, max_length = Template(**recipe.settings["template"]), recipe.settings["max_length"]
 
-    rows, removed, notes = read_rows(settings, recipe, template)
+    notes: list[str] = []
+    rows, removed = read_rows(settings, recipe, template, notes)
     dataset = InstructionDataset(
         rows.select("instruction", "input", "output").rows(), template, recipe.encoding, max_length
     )
     name = data_name(settings.data, BUILT_IN)
-    shown = ", ".join(f"{reason} {count:,}" for reason, count in removed.items() if count)
     print(f"data: {name}: {len(rows):,} rows, {dataset.truncated:,} responses truncated")
+    print(f"  rows removed:   {counts_in_words(removed) or 'none'}")
     for note in notes:
         print(f"  {note}")
-    print(f"  rows removed:   {shown or 'none'}")
     warn_of_training_rows(arguments.run, settings.data)
     print()
 
@@ -133,17 +133,18 @@ def main() -> None:
 
 
 def read_rows(
-    settings: EvaluationSettings, recipe: Recipe, template: Template
-) -> tuple[pl.DataFrame, dict[str, int], list[str]]:
+    settings: EvaluationSettings, recipe: Recipe, template: Template, notes: list[str]
+) -> tuple[pl.DataFrame, dict[str, int]]:
     """The rows to evaluate on: `row` (its number after cleaning, from 1), `instruction`, `input`
-    and `output`; {reason: rows removed}; and notes on what was read. Raises UserError."""
+    and `output`; and {reason: rows removed}. Which files were read is told in `notes`. Raises
+    UserError."""
     columns = {}
     for column in ("instruction_column", "input_column", "output_column"):
         # built-in data have columns of their own, whatever the run was trained with
         default = getattr(DataSettings(), column)
         of_run = default if settings.data in BUILT_IN else recipe.settings[column]
         columns[column] = getattr(settings, column) or of_run
-    cleaned, removed, notes = read_clean(DataSettings(data=settings.data, **columns))
+    cleaned, removed = read_clean(DataSettings(data=settings.data, **columns), notes)
     cleaned = cleaned.with_row_index("row", offset=1)
     rows = with_room(cleaned, template, recipe.encoding, recipe.settings["max_length"])
     removed["no room for a response"] = len(cleaned) - len(rows)

@@ -53,7 +53,7 @@ from gpt2.support.streaming import (
     texts_of,
 )
 from gpt2.support.table_output import check_new_table, check_types, json_lines, writing_table
-from gpt2.tokenizer import encode_text
+from gpt2.tokenizer import encode_text, encode_texts
 from instruction.evaluation import answer_prompts
 from instruction.template import Template
 
@@ -116,6 +116,8 @@ def read_questions(settings: RespondSettings, recipe: Recipe) -> Questions:
         name, text = settings.file, read_utf8(path)
     else:
         table = open_table(path)
+        for note in table.notes:
+            print(note, file=sys.stderr)  # standard output holds the answers alone
         instruction = settings.instruction_column or recipe.settings["instruction_column"]
         require_columns(table, [instruction], "--instruction-column")
         if settings.input_column:
@@ -204,7 +206,7 @@ def _check_prompts(
     row = 1
     for part in questions.table.parts():
         prompts = [template.prompt(*question) for question in questions.of(part, row)]
-        for number, prompt in enumerate(encoding.encode_ordinary_batch(prompts), start=row):
+        for number, prompt in enumerate(encode_texts(encoding, prompts), start=row):
             if len(prompt) >= context:
                 raise UserError(
                     f"{questions.table.name}: instruction {number} has {len(prompt)} tokens with "
@@ -231,10 +233,8 @@ def answer_all(
     for part in questions.table.parts():
         for start in range(0, len(part), chunk):
             rows = part[start : start + chunk]
-            prompts = [
-                encode_text(encoding, template.prompt(*question))
-                for question in questions.of(rows, row + 1)
-            ]
+            asked = questions.of(rows, row + 1)
+            prompts = encode_texts(encoding, [template.prompt(*question) for question in asked])
             answers = answer_prompts(
                 model, encoding, prompts, sampling, settings.batch_size, precision,
                 settings.seed + row,

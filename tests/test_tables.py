@@ -14,6 +14,7 @@ from test_data import all_rows, load
 
 from gpt2.support.errors import UserError
 from gpt2.support.files import clean_text, read_rows, read_table, unescape_entities
+from gpt2.support.streaming import open_table, texts_of
 from gpt2.tokenizer import encode_text, encode_texts, get_encoding
 from instruction.data import DataSettings as InstructionSettings
 from instruction.data import load_splits as load_instructions
@@ -264,7 +265,10 @@ def test_compressed_tables(tmp_path, name, content):
 def test_a_compressed_parquet_and_a_folder_of_compressed_files(tmp_path):
     parquet = io.BytesIO()
     pl.DataFrame(some_rows()).write_parquet(parquet)
-    assert size(load(write(tmp_path / "a.parquet.gz", gzip.compress(parquet.getvalue(), mtime=0)))) == 40
+    assert (
+        size(load(write(tmp_path / "a.parquet.gz", gzip.compress(parquet.getvalue(), mtime=0))))
+        == 40
+    )
     write(tmp_path / "both/train.csv.gz", gzip.compress(CSV, mtime=0))
     write(tmp_path / "both/test.csv", CSV.replace(b"number", b"other"))
     assert len(load(tmp_path / "both").test) == 40
@@ -414,11 +418,9 @@ def test_missing_is_missing(tmp_path):
 
 
 def test_an_input_that_is_a_number_is_refused(tmp_path):
-    from instruction.respond import read_instructions
-
-    path = write(tmp_path / "a.jsonl", '{"instruction": "Add one.", "input": 0}\n')
+    table = open_table(write(tmp_path / "a.jsonl", '{"instruction": "Add one.", "input": 0}\n'))
     with pytest.raises(UserError, match="row 1: 'input' is int, not text"):
-        read_instructions(path)
+        texts_of(table, next(table.parts()), "input", 1)
 
 
 def test_labels_that_look_alike_are_one_class_and_it_is_told(tmp_path):

@@ -11,23 +11,50 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from gpt2.support.errors import UserError
 
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _LOOKED_AT = 200  # rows that decide which character separates the fields
+_LINES_LOOKED_AT = 5000  # in which these rows are
+_VALUES_KEPT = 10_000  # different values of a column; one with more is no label
 
 csv.field_size_limit(2**31 - 1)
+
+
+@dataclass
+class Delimited:
+    """A table as text, read to its end once: what its columns are called, where they stand in each
+    line, how many rows there are. `rows` reads them, from the beginning each time."""
+
+    names: list[str]
+    count: int
+    rows: Callable[[], Iterator[list[str]]]
 
 
 def parse_delimited(
     path: Path, content: str, suffix: str, columns: Sequence[str] | None, notes: list[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """The names of the columns, from the first line or from `columns`, and the rows, each with a
-    field for every column.
+    """The names of the columns and the rows of a whole file, as `open_delimited` reads them."""
+    lines = lambda: io.StringIO(content, newline="")  # noqa: E731
+    table = open_delimited(path, lines, suffix, columns, notes)
+    return table.names, list(table.rows())
+
+
+def open_delimited(
+    path: Path,
+    lines: Callable[[], Iterable[str]],
+    suffix: str,
+    columns: Sequence[str] | None,
+    notes: list[str],
+) -> Delimited:
+    """A table of any size; each call of `lines` gives all lines, with their ends as they are. The
+    names of the columns are in the first line or in `columns`; each row has a field for every
+    column.
 
     Fields are separated by commas in a `.csv` and by tabs in a `.tsv`, unless another character
     separates all lines alike. Columns without a name are left out where they are empty, else called
@@ -36,47 +63,82 @@ def parse_delimited(
     Raises UserError, naming the line, where a row has too few or too many fields, and where a quote
     has swallowed rows.
     """
-    if "\0" in content:
-        line = content.count("\n", 0, content.index("\0")) + 1
-        raise UserError(f"{path}: line {line} has a NUL byte; is it text, in UTF-8?")
-    # Lines as the parser counts them; splitlines() also cuts at characters that stand inside texts.
-    lines = io.StringIO(content, newline="").readlines()
-    told = re.fullmatch(r'"?sep=(.)"?\s*', lines[0]) if lines else None  # Excel's first line
-    if told:
-        separator, lines[0] = told[1], "\n"
-    else:
-        usual = "\t" if _tabs_expected(suffix, lines) else ","
-        separator = _find_separator(lines, usual)
+    first_lines = list(islice(_checked(path, lines()), _LINES_LOOKED_AT))
+    told = re.fullmatch(r'"?sep=(.)"?\s*', first_lines[0]) if first_lines else None  # Excel's
+    separator = told[1] if told else ""
+    if not told:
+        usual = "\t" if _tabs_expected(suffix, first_lines) else ","
+        separator = _find_separator(first_lines, usual)
         if separator != usual:
             notes.append(f"{path}: fields are separated by {_NAMES[separator]}")
+
+    def checked() -> Iterator[str]:
+        found = _checked(path, lines())
+        return chain("\n", islice(found, 1, None)) if told else found
+
     # The SMS spam collection has quotes in its messages that never close.
-    quoted = separator != "\t" or _has_quoted_fields(lines)
-    names, rows = list(columns or []), []
-    source = "--columns" if columns else "the header line"
-    long_lines, doubtful = 0, []
-    for first, last, row in _parse(path, lines, separator, quoted):
-        if last > first and _are_rows(lines[first - 1 : last], separator, len(names) or len(row)):
-            doubtful.append((first, last))
+    quoted = separator != "\t" or _has_quoted_fields(checked())
+
+    # The first reading: every row has its fields, and none has been swallowed.
+    names, source = list(columns or []), "--columns" if columns else "the header line"
+    swallowed = _Swallowed(path, separator)
+    count, long_lines, in_unnamed, full = 0, 0, 0, set()
+    for first, of_row, row in _parse(path, checked(), separator, quoted):
+        swallowed.look_at_lines(first, of_row, len(names) or len(row))
         if not names:
-            names = _header(path, row, doubtful)
+            if swallowed.doubtful:
+                _refuse_span(path, first, first + len(of_row) - 1)
+            names = [" ".join(name.split()) for name in row]
             continue
-        if len(row) > len(names) and not any(row[len(names) :]):
-            row, long_lines = row[: len(names)], long_lines + 1
-        elif len(row) < len(names) and not any(names[len(row) :]):
-            row = row + [""] * (len(names) - len(row))
-        if len(row) != len(names):
+        fitted = _fit(row, names)
+        if fitted is None:
             found = f"line {first} has {len(row)} fields"
-            if last > first:
+            if len(of_row) > 1:
+                last = first + len(of_row) - 1
                 found = f"line {first} opens a quote that ends in line {last}: {len(row)} fields"
             raise UserError(
                 f"{path}: {found}, but {source} names {len(names)}; a text that contains the "
                 "separator must stand in double quotes"
             )
-        rows.append(row)
-    _refuse_swallowed(path, lines, separator, doubtful, rows)
+        count += 1
+        long_lines += len(row) > len(names)
+        unnamed = {place for place, name in enumerate(names) if not name and fitted[place]}
+        in_unnamed += bool(unnamed)
+        full |= unnamed
+        swallowed.look_at_row(fitted)
+    swallowed.refuse(count)
     if long_lines:
         notes.append(f"{path}: empty fields after the last column left out in {long_lines:,} rows")
-    return _name_columns(path, names, rows, notes)
+    kept = [place for place, name in enumerate(names) if name or place in full]
+    shown = _name_columns(path, names, full, in_unnamed, notes)
+
+    def rows() -> Iterator[list[str]]:
+        records = _parse(path, checked(), separator, quoted)
+        if not columns:
+            next(records, None)
+        for _, _, row in records:
+            row = _fit(row, names)
+            yield row if len(kept) == len(row) else [row[place] for place in kept]
+
+    return Delimited(shown, count, rows)
+
+
+def _checked(path: Path, lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise UserError(f"{path}: line {number} has a NUL byte; is it text, in UTF-8?")
+        yield line
+
+
+def _fit(row: list[str], names: list[str]) -> list[str] | None:
+    """The row with a field for each name; None if it has too many, or too few."""
+    if len(row) == len(names):
+        return row
+    if len(row) > len(names) and not any(row[len(names) :]):
+        return row[: len(names)]
+    if len(row) < len(names) and not any(names[len(row) :]):
+        return row + [""] * (len(names) - len(row))
+    return None
 
 
 def _tabs_expected(suffix: str, lines: list[str]) -> bool:
@@ -99,32 +161,43 @@ def _find_separator(lines: list[str], usual: str) -> str:
     return candidates[0] if len(candidates) == 1 else usual
 
 
-def _has_quoted_fields(lines: list[str]) -> bool:
+def _has_quoted_fields(lines: Iterable[str]) -> bool:
     """Whether a tab-separated file uses quotes as CSV does: to hold a tab or a line end inside a
     field, so that lines have unequal counts of tabs; or around every field that starts with one;
     or around every name of the header."""
-    lines = [line.rstrip("\r\n") for line in lines if line.strip()]
-    if lines and all(re.fullmatch('".*"', name) for name in lines[0].split("\t")):
-        return True
-    if len({line.count("\t") for line in lines}) > 1:
-        return True
-    fields = [field for line in lines if '"' in line for field in line.split("\t")]
-    quoted = [field for field in fields if field.startswith('"')]
-    return bool(quoted) and all(len(field) > 1 and field.endswith('"') for field in quoted)
+    tabs, opened, closed = set(), 0, 0
+    for line in lines:
+        line = line.rstrip("\r\n")
+        if line.strip():
+            if not tabs and all(re.fullmatch('".*"', name) for name in line.split("\t")):
+                return True
+            tabs.add(line.count("\t"))
+        for field in line.split("\t") if '"' in line else ():
+            opened += field.startswith('"')
+            closed += len(field) > 1 and field.startswith('"') and field.endswith('"')
+    return len(tabs) > 1 or 0 < opened == closed
 
 
 def _parse(
-    path: Path, lines: list[str], separator: str, quoted: bool
-) -> Iterator[tuple[int, int, list[str]]]:
-    """(first line, last line, fields) of each row that is not blank."""
+    path: Path, lines: Iterable[str], separator: str, quoted: bool
+) -> Iterator[tuple[int, list[str], list[str]]]:
+    """(number of the first line, the lines, the fields) of each row that is not blank."""
+    of_row: list[str] = []
+
+    def remember() -> Iterator[str]:
+        for line in lines:
+            of_row.append(line)
+            yield line
+
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+    reader = csv.reader(remember(), delimiter=separator, quoting=quoting, strict=True)
     first = 1
     try:
         for row in reader:
             if row:
-                yield first, reader.line_num, row
-            first = reader.line_num + 1
+                yield first, list(of_row), row
+            first += len(of_row)
+            of_row.clear()
     except csv.Error as error:
         last = reader.line_num
         if "unexpected end" in str(error):
@@ -146,34 +219,61 @@ def _are_rows(lines: list[str], separator: str, width: int) -> bool:
     return width > 1 and all(line.count(separator) == width - 1 for line in lines if line.strip())
 
 
-def _refuse_swallowed(
-    path: Path, lines: list[str], separator: str, spans: list[tuple[int, int]], rows: list
-) -> None:
-    """Of the `spans`, rows from one line to another whose lines have as many separators as rows
-    have, refuse the first that is no text of several lines but several rows.
+class _Swallowed:
+    """Looks for rows that a quote has swallowed: for rows of several lines that have as many
+    separators each as rows have, and are no text of several lines but several rows.
 
     The column of fewest different values, the label, tells: most lines have one that other rows or
     other lines have too. Where all values differ, as in instructions, it is rows if they are at
     least three, without a space after a separator as prose has it, and if nothing else in the file
     is quoted: what wrote the file does not quote texts.
     """
-    columns = [set(column) for column in zip(*rows, strict=True)]
-    values = min(columns, key=len, default=set())
-    place = columns.index(values) if columns else 0
-    inside = {number for first, last in spans for number in range(first, last + 1)}
-    quotes = any('"' in line for number, line in enumerate(lines, 1) if number not in inside)
-    for first, last in spans:
-        found = [line.strip("\r\n") for line in lines[first - 1 : last] if line.strip()]
-        labels = [line.split(separator)[place].strip(' "') for line in found]
-        counts = Counter(labels)
-        # of a text, one line at most has a label: that of its row
-        known = sum(label in values or counts[label] > 1 for label in labels)
-        are_rows = 2 * known > len(found) and "" not in labels
-        if 2 * len(values) > len(rows) and not quotes:
-            prose = any(f"{separator} " in line for line in found)
-            are_rows = are_rows or (len(found) > 2 and not prose)
-        if are_rows:
-            _refuse_span(path, first, last)
+
+    def __init__(self, path: Path, separator: str) -> None:
+        self.path, self.separator = path, separator
+        self.doubtful: list[tuple[int, list[str]]] = []  # first line's number, lines
+        self.quotes_elsewhere = False
+        self.values: list[set[str]] | None = None  # of each column, until they are too many
+
+    def look_at_lines(self, first: int, lines: list[str], width: int) -> None:
+        """The lines of one row that has `width` fields."""
+        if len(lines) > 1 and _are_rows(lines, self.separator, width):
+            self.doubtful.append((first, lines))
+        elif not self.quotes_elsewhere:
+            self.quotes_elsewhere = any('"' in line for line in lines)
+
+    def look_at_row(self, row: list[str]) -> None:
+        """The fields of one row."""
+        if self.values is None:
+            self.values = [set() for _ in row]
+        for values, field in zip(self.values, row, strict=True):
+            if len(values) < _VALUES_KEPT:
+                values.add(field)
+
+    def refuse(self, rows: int) -> None:
+        """At the end, of so many `rows`: raises UserError for the first row that is several."""
+        values = min(self.values or [], key=len, default=set())
+        place = self.values.index(values) if self.values else 0
+        has_labels = len(values) < _VALUES_KEPT and 2 * len(values) <= rows
+        for first, lines in self.doubtful:
+            found = [line for line in lines if line.strip()]
+            are_rows = len(values) < _VALUES_KEPT and _share_labels(
+                [line.strip("\r\n").split(self.separator)[place].strip(' "') for line in found],
+                values,
+            )
+            if not has_labels and not self.quotes_elsewhere:
+                prose = any(f"{self.separator} " in line for line in found)
+                are_rows = are_rows or (len(found) > 2 and not prose)
+            if are_rows:
+                _refuse_span(self.path, first, first + len(lines) - 1)
+
+
+def _share_labels(labels: list[str], values: set[str]) -> bool:
+    """Whether most of the lines with these `labels` have one that other rows, with `values`, or
+    other lines have too. Of a text, one line at most has a label: that of its row."""
+    counts = Counter(labels)
+    known = sum(label in values or counts[label] > 1 for label in labels)
+    return 2 * known > len(labels) and "" not in labels
 
 
 def _refuse_span(path: Path, first: int, last: int) -> None:
@@ -184,33 +284,23 @@ def _refuse_span(path: Path, first: int, last: int) -> None:
     )
 
 
-def _header(path: Path, row: list[str], doubtful: list[tuple[int, int]]) -> list[str]:
-    """The names that a header line gives, each on one line and without space around it."""
-    if doubtful:
-        _refuse_span(path, *doubtful[0])
-    return [" ".join(name.split()) for name in row]
-
-
 def _name_columns(
-    path: Path, names: list[str], rows: list[list[str]], notes: list[str]
-) -> tuple[list[str], list[list[str]]]:
-    """Leave out the empty columns without a name, as spreadsheets and Kaggle's spam.csv have them,
-    and name the others by their place."""
-    unnamed = [place for place, name in enumerate(names) if not name]
-    full = [place for place in unnamed if any(row[place] for row in rows)]
-    names = [name or f"column_{place + 1}" for place, name in enumerate(names)]
+    path: Path, names: list[str], full: set[int], rows: int, notes: list[str]
+) -> list[str]:
+    """The names of the columns, without those that have neither a name nor anything in a row, as
+    spreadsheets and Kaggle's spam.csv have them; the others, the `full` ones, are named by their
+    place. `rows` have something there."""
+    empty = len([name for name in names if not name]) - len(full)
     if full:
-        count = sum(any(row[place] for place in full) for row in rows)
-        called = ", ".join(names[place] for place in full)
+        called = ", ".join(f"column_{place + 1}" for place in sorted(full))
         notes.append(
-            f"{path}: columns without a name: {called}; {count:,} rows have something there"
+            f"{path}: columns without a name: {called}; {rows:,} rows have something there"
         )
-    empty = set(unnamed) - set(full)
     if empty:
-        notes.append(f"{path}: {len(empty)} empty columns without a name left out")
-        kept = [place for place in range(len(names)) if place not in empty]
-        names = [names[place] for place in kept]
-        rows = [[row[place] for place in kept] for row in rows]
+        notes.append(f"{path}: {empty} empty columns without a name left out")
+    names = [
+        name or f"column_{place + 1}" for place, name in enumerate(names) if name or place in full
+    ]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: two columns have the same name ({', '.join(names)})")
-    return names, rows
+    return names

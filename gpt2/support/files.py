@@ -117,7 +117,7 @@ def read_columns(
     Raises UserError if the file is missing, empty, not UTF-8 or cannot be parsed.
     """
     notes = [] if notes is None else notes
-    suffix, content = _open(path)
+    suffix, content = uncompressed(path)
     if columns and suffix not in _DELIMITED:
         raise UserError(f"{path}: --columns is for CSV and TSV files without a header line")
     if suffix in (".parquet", ".arrow"):
@@ -157,7 +157,7 @@ def read_table(
 def read_rows(path: Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows of one file as dictionaries, read as `read_columns` does; a JSON row has the fields
     that it has in the file."""
-    suffix, content = _open(path)
+    suffix, content = uncompressed(path)
     if suffix not in _JSON:
         return read_table(path, notes=notes).to_dicts()
     rows = parse_json_rows(path, _decode(path, content), suffix, [] if notes is None else notes)
@@ -168,7 +168,7 @@ def read_rows(path: Path, notes: list[str] | None = None) -> list[dict[str, Any]
 
 def read_text(path: Path) -> str:
     """The whole of a text file, compressed or not. Raises UserError as `read_columns` does."""
-    _, content = _open(path)
+    _, content = uncompressed(path)
     return _decode(path, content)
 
 
@@ -176,8 +176,9 @@ def _decode(path: Path, content: bytes | None) -> str:
     return decode_utf8(path, path.read_bytes() if content is None else content)
 
 
-def _open(path: Path) -> tuple[str, bytes | None]:
-    """The suffix of a table and, if it was compressed, its content."""
+def uncompressed(path: Path) -> tuple[str, bytes | None]:
+    """The suffix of a table and, if it was compressed, its content. Raises UserError if there is no
+    file, if it is empty or if no reader knows it."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.stat().st_size == 0:

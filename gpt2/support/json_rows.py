@@ -28,7 +28,7 @@ def parse_json_rows(
         if error.msg != "Extra data" or not content.lstrip().startswith("{"):
             raise UserError(f"{path}: line {error.lineno} is not JSON ({error.msg})") from None
         lines = enumerate(content.split("\n"), start=1)
-        rows = [_load_line(path, number, line) for number, line in lines if line.strip()]
+        rows = [load_line(path, number, line) for number, line in lines if line.strip()]
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
     if isinstance(rows, dict):
@@ -62,7 +62,8 @@ def _load(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
 
 
-def _load_line(path: Path, number: int, line: str) -> Any:
+def load_line(path: Path, number: int, line: str) -> Any:
+    """What one line of JSON Lines holds. Raises UserError, naming the line, if it is not JSON."""
     try:
         return _load(line)
     except json.JSONDecodeError as error:

@@ -1,33 +1,37 @@
 """Tables of any size: CSV, TSV, JSON Lines and Parquet, read a part at a time.
 
-A part is a list of rows (dictionaries) or, from Parquet, a DataFrame, so that every column keeps
-its type. Text files are read twice: once to their end before anything is computed with them, so
-that a mistake in the last row costs seconds and not hours; then part by part. How they are written
-is in table_output.py.
+A part is a list of rows (dictionaries) or a DataFrame, so that every column keeps its type. Text
+files are read twice: once to their end before anything is computed with them, so that a mistake in
+the last row costs seconds and not hours; then part by part. How they are written is in
+table_output.py.
 """
 
 from __future__ import annotations
 
-import csv
-import datetime
-import decimal
 import itertools
-import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from gpt2.support.cells import text_of
+from gpt2.support.delimited import open_delimited
 from gpt2.support.errors import UserError
-from gpt2.support.files import read_rows, read_utf8
+from gpt2.support.files import (
+    TABLE_SUFFIXES,
+    read_rows,
+    read_table,
+    read_utf8,
+    table_suffix,
+    uncompressed,
+)
+from gpt2.support.json_rows import load_line
 
 ROWS = 4096  # rows of a part
 _PARQUET_ROWS = 16_384  # of one from Parquet, where each reading costs the same for few rows
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 Part = list[dict[str, Any]] | pl.DataFrame
 
@@ -36,43 +40,38 @@ Part = list[dict[str, Any]] | pl.DataFrame
 class Table:
     """A table to read part by part. `name` is for messages; `schema` says which columns there are
     and what type they have in Parquet; `rows` is None where only the end will tell; each call of
-    `parts` reads from the beginning."""
+    `parts` reads from the beginning; `notes` say what is read otherwise than it stands there."""
 
     name: str
     schema: dict[str, pl.DataType]
     rows: int | None
     parts: Callable[[], Iterator[Part]]
+    notes: list[str] = field(default_factory=list)
 
 
 def is_table(path: Path) -> bool:
-    """Whether the name says that the file is a table, packed (`.csv.gz`) or not."""
-    return any(suffix.lower() in SUFFIXES for suffix in path.suffixes[-2:])
+    """Whether the name says that the file is a table, and not a text a line."""
+    return table_suffix(path) in TABLE_SUFFIXES and table_suffix(path) != ".txt"
 
 
 def open_table(path: Path, columns: Sequence[str] | None = None) -> Table:
     """The table in `path`. `columns` names the columns of a CSV or TSV file without a header line.
     CSV and TSV values are strings as they stand there; JSON values keep their type.
 
-    Formats other than CSV, TSV, JSON Lines and Parquet are read whole, by `read_rows`. Raises
-    UserError if the file is missing, has no rows or cannot be parsed.
+    What is compressed, or neither CSV, TSV, JSON Lines nor Parquet, is read whole. Raises UserError
+    as `read_columns` does.
     """
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
-    if columns and suffix not in (".csv", ".tsv"):
-        raise UserError(f"{path}: --columns is for CSV and TSV files without a header line")
-    if suffix == ".parquet":
+    suffix, content = uncompressed(path)
+    if content is not None:
+        return _open_whole(path, suffix, columns)
+    if suffix in (".csv", ".tsv"):
+        table = _open_delimited(path, suffix, columns)
+    elif suffix == ".parquet" and not columns:
         table = _open_parquet(path)
-    elif suffix in (".csv", ".tsv"):
-        table = _open_delimited(path, columns)
-    elif suffix in (".jsonl", ".ndjson"):
+    elif suffix in (".jsonl", ".ndjson") and not columns and _has_an_object_a_line(path):
         table = _open_json_lines(path)
     else:
-        rows = read_rows(path)
-        schema, count = _json_schema(rows)
-        table = Table(str(path), schema, count, lambda: _cut(rows))
+        return _open_whole(path, suffix, columns)
     if table.rows == 0:
         raise UserError(f"{path}: the file has no rows")
     return table
@@ -98,34 +97,15 @@ def require_columns(table: Table, names: Iterable[str], flag_shown: str) -> None
 def texts_of(table: Table, part: Part, column: str, first_row: int) -> list[str]:
     """The values of `column` as texts. What is missing is "". `first_row` is the part's, from 1.
 
-    Raises UserError, naming the row, for what is no text: a list, an object, bytes.
+    Raises UserError, naming the row, for what is no text.
     """
     if isinstance(part, pl.DataFrame):
         values = part[column].to_list()
     else:
         values = [row.get(column) for row in part]
-    texts = []
-    for number, value in enumerate(values, start=first_row):
-        if not isinstance(value, str):
-            value = _text_of(value)
-            if value is None:
-                raise UserError(f"{table.name}: row {number} has no text in column '{column}'")
-        texts.append(value)
-    return texts
-
-
-def _text_of(value: Any) -> str | None:
-    """A value that is no string as text: None -> "", 1.0 -> "1", True -> "true"; None if it is
-    nothing that can stand for a text."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, (int, float, decimal.Decimal, datetime.date, datetime.time)):
-        return str(value)
-    return None
+    numbered = enumerate(values, start=first_row)
+    path = Path(table.name)
+    return [text_of(value, path, number, column) or "" for number, value in numbered]
 
 
 def add_columns(part: Part, columns: dict[str, list[Any]]) -> Part:
@@ -163,112 +143,57 @@ def _cut(rows: Iterable[dict[str, Any]]) -> Iterator[Part]:
         yield part
 
 
+def _slices(frame: pl.DataFrame) -> Iterator[Part]:
+    return (frame[start : start + ROWS] for start in range(0, len(frame), ROWS))
+
+
+def _open_whole(path: Path, suffix: str, columns: Sequence[str] | None) -> Table:
+    notes: list[str] = []
+    if suffix in (".json", ".jsonl", ".ndjson") and not columns:
+        rows = read_rows(path, notes)
+        schema, count = _json_schema(rows)
+        return Table(str(path), schema, count, lambda: _cut(rows), notes)
+    frame = read_table(path, columns, notes)
+    return Table(str(path), dict(frame.schema), len(frame), lambda: _slices(frame), notes)
+
+
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a text file with their ends, which may be those of any system."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            for number, line in enumerate(file, start=1):
-                if "\0" in line:
-                    raise UserError(f"{path}: line {number} has a NUL byte; is it text, in UTF-8?")
-                yield line
+            yield from file
         except UnicodeDecodeError:
             read_utf8(path)  # raises UserError, and knows the line
             raise
 
 
-def _open_delimited(path: Path, columns: Sequence[str] | None) -> Table:
-    tabs = path.suffix.lower() == ".tsv"
-    quoted = not tabs or _tsv_has_quotes(path)
-
-    def read() -> Iterator[list[str]]:
-        """The names of the columns, then the fields of each row."""
-        records = _records(path, "\t" if tabs else ",", quoted)
-        names = list(columns) if columns else next(records, (1, []))[1]
-        yield names
-        for line, fields in records:
-            if len(fields) != len(names):
-                source = "--columns" if columns else "the header line"
-                raise UserError(
-                    f"{path}: line {line} has {len(fields)} fields, but {source} names "
-                    f"{len(names)}; a text that contains the separator must stand in double quotes"
-                )
-            yield fields
+def _open_delimited(path: Path, suffix: str, columns: Sequence[str] | None) -> Table:
+    notes: list[str] = []
+    found = open_delimited(path, lambda: _lines(path), suffix, columns, notes)
 
     def parts() -> Iterator[Part]:
-        found = read()
-        names = next(found)
-        return _cut(dict(zip(names, fields, strict=True)) for fields in found)
+        return _cut(dict(zip(found.names, row, strict=True)) for row in found.rows())
 
-    found = read()
-    names = next(found)
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: two columns have the same name ({', '.join(names)})")
-    schema = {name: pl.String() for name in names}
-    return Table(str(path), schema, sum(1 for _ in found), parts)
+    schema = {name: pl.String() for name in found.names}
+    return Table(str(path), schema, found.count, parts, notes)
 
 
-def _records(path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each row and the line on which it begins, by Python's parser, which takes the
-    bare quotes of real files (`6" screen`). Empty lines are no rows."""
-    csv.field_size_limit(2**31 - 1)
-    of_record: list[str] = []  # its lines, as they stand in the file
-
-    def remember() -> Iterator[str]:
-        for line in _lines(path):
-            of_record.append(line)
-            yield line
-
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    first_line = 1
-    for fields in csv.reader(remember(), delimiter=delimiter, quoting=quoting):
-        if len(of_record) > 1:
-            _check_quotes(path, first_line, of_record, delimiter)
-        if fields:
-            yield first_line, fields
-        first_line += len(of_record)
-        of_record.clear()
-
-
-def _check_quotes(path: Path, first_line: int, lines: list[str], delimiter: str) -> None:
-    """A quote that opens a text and is closed rows later, by the quote of another text, would
-    swallow the rows between. Then something other than a separator follows it, or nothing does."""
+def _has_an_object_a_line(path: Path) -> bool:
+    first = next((line for line in _lines(path) if line.strip()), "")
     try:
-        list(csv.reader(lines, delimiter=delimiter, strict=True))
-    except csv.Error:
-        raise UserError(
-            f"{path}: the text that opens a double quote in line {first_line} does not close it "
-            "before a separator; close it there, or write each quote inside a text twice"
-        ) from None
-
-
-def _tsv_has_quotes(path: Path) -> bool:
-    """Whether a tab-separated file uses quotes as CSV does: to hold a tab or a line end inside a
-    field, so that lines have unequal counts of tabs; or around every field that starts with one."""
-    tabs, opening, closed = set(), 0, 0
-    for line in _lines(path):
-        line = line.rstrip("\r\n")
-        if not line.strip():
-            continue
-        tabs.add(line.count("\t"))
-        for field in line.split("\t") if '"' in line else []:
-            opening += field.startswith('"')
-            closed += len(field) > 1 and field.startswith('"') and field.endswith('"')
-    return len(tabs) > 1 or 0 < opening == closed
+        return isinstance(load_line(path, 1, first), dict)
+    except UserError:
+        return False  # reading it whole tells what it is
 
 
 def _open_json_lines(path: Path) -> Table:
     def rows() -> Iterator[dict[str, Any]]:
         for number, line in enumerate(_lines(path), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                reason = getattr(error, "msg", error)
-                raise UserError(f"{path}: line {number} is not JSON ({reason})") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: line {number} is not an object with named fields")
-            yield row
+            if line.strip():
+                row = load_line(path, number, line)
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}: line {number} is not an object with named fields")
+                yield row
 
     schema, count = _json_schema(rows())
     return Table(str(path), schema, count, lambda: _cut(rows()))

@@ -17,7 +17,9 @@ from typing import Any, TextIO
 import polars as pl
 
 from gpt2.support.errors import UserError
-from gpt2.support.streaming import SUFFIXES, Part
+from gpt2.support.streaming import Part
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 
 def check_new_table(path: Path, overwrite: bool) -> None:
@@ -64,8 +66,7 @@ def writing_table(path: Path, schema: dict[str, pl.DataType]) -> Iterator[Callab
                 parts = pl.scan_parquet(f"{folder}/*.parquet", hive_partitioning=False)
                 parts.sink_parquet(new)
         else:
-            # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark
-            with open(new, "w", encoding="utf-8", errors="replace", newline="") as file:
+            with open(new, "w", encoding="utf-8", newline="") as file:
                 yield text_writer(file, suffix, schema)
                 file.write("\n]\n" if suffix == ".json" else "")
         new.replace(path)
@@ -108,12 +109,7 @@ def json_lines(part: Part) -> Iterator[str]:
         yield from part.write_ndjson().split("\n")[:-1]
         return
     for row in part:
-        line = json.dumps(row, ensure_ascii=False)
-        try:
-            line.encode()
-        except UnicodeEncodeError:
-            line = json.dumps(row)  # half a surrogate pair, escaped as it came
-        yield line
+        yield json.dumps(row, ensure_ascii=False)
 
 
 def _json_text(value: Any) -> str:
