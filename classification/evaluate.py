@@ -170,8 +170,6 @@ def print_summary(description: dict[str, Any], rows: pl.DataFrame, labels: list[
     print(f"  labels:         {', '.join(shown[:8])}{more}")
     print(f"  texts changed:  {counts_in_words(description['cleaned']) or 'none'}")
     print(f"  rows removed:   {counts_in_words(description['removed']) or 'none'}")
-    for note in description["notes"]:
-        print(f"  {note}")
 
 
 def prediction_table(

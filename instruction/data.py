@@ -144,7 +144,7 @@ def read_clean(settings: DataSettings, notes: list[str]) -> tuple[pl.DataFrame, 
         kept = frame.filter(condition)
         removed[reason] = len(frame) - len(kept)
         frame = kept
-    return frame, removed, notes
+    return frame, removed
 
 
 def with_room(

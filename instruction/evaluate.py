@@ -150,7 +150,7 @@ def read_rows(
     removed["no room for a response"] = len(cleaned) - len(rows)
     if rows.is_empty():
         raise UserError(f"{settings.data}: no rows with an instruction and an answer are left")
-    return rows, removed, notes
+    return rows, removed
 
 
 def prediction_table(rows: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:
