@@ -155,6 +155,7 @@ def main() -> None:
             RunSettings(out=settings.out, overwrite=settings.overwrite), "baseline"
         )
     splits = load_splits(data, data.split_seed)
+    data.revision = splits.revision
     for split, frame in splits.items():
         print(f"{split:<10} {len(frame):>7,} rows")
 

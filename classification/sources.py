@@ -13,19 +13,14 @@ from gpt2.support.errors import UserError
 from gpt2.support.files import TABLE_SUFFIXES, read_table, read_utf8
 from gpt2.support.flags import flag, flag_name
 from gpt2.support.hub import download_dataset
-from gpt2.support.splits import data_name
+from gpt2.support.hub_datasets import name_classes, open_dataset
+from gpt2.support.splits import SPLIT_NAMES, data_name, hub_name
 
 BUILT_IN = ("sample", "imdb")
 SAMPLE = Path(__file__).parent / "sample_reviews.csv"
 IMDB_LABELS = {"0": "negative", "1": "positive"}  # as the stanfordnlp/imdb dataset card names them
 IMDB_FILES = ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet")
 IMDB_REVISION = "e6281661ce1c48d982bc483cf8a173c1bbeb5d31"
-
-_SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test",
-}  # fmt: skip
 
 
 @dataclass
@@ -35,8 +30,13 @@ class DataSettings:
     data: str = flag(
         "sample",
         "sample (720 built-in reviews), imdb (50,000 reviews, downloaded), a CSV, TSV, JSON, JSONL "
-        "or Parquet file, a folder with train and test files, or the aclImdb folder",
+        "or Parquet file, a folder with train and test files, the aclImdb folder, or a data set of "
+        "the hub: OWNER/NAME or OWNER/NAME:CONFIGURATION",
     )
+    revision: str = flag(
+        "", "commit, branch or tag of a data set of the hub; left out, the newest; a run records "
+        "the commit, and resumed goes on with it", may_change=True,
+    )  # fmt: skip
     text_column: str = flag("text", "column with the text; several, joined: title,body")
     label_column: str = flag("label", "column with the class; any strings or numbers")
     split_column: str = flag("", "column that says train, validation or test, if there is one")
@@ -81,8 +81,13 @@ def read_source(settings: DataSettings) -> tuple[str, dict[str, pl.DataFrame]]:
         _refuse_columns(settings)
         train, _ = download_dataset("stanfordnlp/imdb", IMDB_FILES, IMDB_REVISION)
         return name, _read_imdb(train.parent.parent)
+    if hub_name(settings.data):
+        return name, _read_hub(settings)
     if not path.exists():
-        raise UserError(f"--data {path}: no such file or folder (built-in names: sample, imdb)")
+        raise UserError(
+            f"--data {path}: no such file or folder (built-in names: sample, imdb; "
+            "of the hub: OWNER/NAME)"
+        )
     if path.is_file():
         frame = read_table(path, _column_names(settings))
         selected = _select(path, frame, settings)
@@ -103,6 +108,30 @@ def read_source(settings: DataSettings) -> tuple[str, dict[str, pl.DataFrame]]:
         )
         for split, found in _split_files(path).items()
     }
+
+
+def _read_hub(settings: DataSettings) -> dict[str, pl.DataFrame]:
+    """The splits of a data set of the hub, at the commit `settings.revision`, with its class names.
+    A split without a single label, as the test splits of GLUE are, is left out."""
+    if settings.split_column:
+        raise UserError(f"--split-column goes with one file; {settings.data} has its own splits")
+    dataset = open_dataset(settings.data, settings.revision)
+    class_names = dataset.class_names.get(settings.label_column, [])
+    parts = {}
+    for split, files in dataset.files.items():
+        tables = [read_table(file, _column_names(settings)) for file in files]
+        labelled = settings.label_column in tables[0].columns
+        if labelled or split == "train":
+            frames = [_select(*pair, settings) for pair in zip(files, tables, strict=True)]
+            parts[split] = pl.concat(frames)
+            if class_names:
+                label = name_classes(parts[split]["label"], class_names)
+                parts[split] = parts[split].with_columns(label=label)
+            labelled = parts[split]["label"].count() > 0
+        if not labelled and split != "train":
+            parts.pop(split, None)
+            print(f"  its {split} split has no labels and is not used")
+    return parts
 
 
 def _refuse_columns(settings: DataSettings) -> None:
@@ -163,12 +192,12 @@ def _by_split_column(
     _require_column(path, frame, column, "--split-column")
     names = frame[column].cast(pl.String).str.to_lowercase()
     for row, name in enumerate(names, start=1):
-        if name not in _SPLIT_NAMES:
+        if name not in SPLIT_NAMES:
             raise UserError(
                 f"{path}: row {row} has '{name}' in column '{column}'; it must be train, "
                 "validation or test"
             )
-    splits = names.replace_strict(_SPLIT_NAMES)
+    splits = names.replace_strict(SPLIT_NAMES)
     return {split: selected.filter(splits == split) for split in splits.unique(maintain_order=True)}
 
 
@@ -178,7 +207,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     candidates = [*folder.glob("*"), *folder.glob("data/*")]
     for file in sorted(path for path in candidates if path.suffix.lower() in TABLE_SUFFIXES):
-        split = _SPLIT_NAMES.get(re.split(r"[-_.]", file.name.lower())[0])
+        split = SPLIT_NAMES.get(re.split(r"[-_.]", file.name.lower())[0])
         if split:
             files.setdefault(split, []).append(file)
     if "train" not in files:

@@ -51,7 +51,7 @@ def nothing_left(cache):
 
 def test_weights_are_downloaded_once_and_then_read_without_the_hub(hub):
     assert_equal(load(), hub.model)
-    assert sent(hub) == ["/storage/model.safetensors"]
+    assert sent(hub) == [f"/storage/{REVISION}/model.safetensors"]
     hub.__exit__()
     before = len(hub.requests)
     assert_equal(load(), hub.model)
