@@ -6,6 +6,7 @@ are the response's tokens and the final <|endoftext|>, nothing of the template.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,9 @@ from gpt2.support.errors import UserError
 from gpt2.support.files import TABLE_SUFFIXES, read_rows
 from gpt2.support.flags import flag
 from gpt2.support.hub import download_dataset
-from gpt2.support.splits import data_name, rows_to_keep
+from gpt2.support.hub_datasets import open_dataset, pin_revision
+from gpt2.support.splits import data_name, hub_name, rows_to_keep
+from instruction.formats import COLUMNS, conversation_rows, find_columns, find_conversations
 from instruction.template import Template
 
 SAMPLE = Path(__file__).parent / "sample_instructions.json"
@@ -50,13 +53,27 @@ class DataSettings:
     data: str = flag(
         "sample",
         "sample (340 built-in instructions), alpaca or alpaca-gpt4 (52,000 each, downloaded), or a "
-        "JSON, JSONL, CSV, TSV or Parquet file, or a folder with one such file",
+        "JSON, JSONL, CSV, TSV or Parquet file, a folder with one such file, or a data set of the "
+        "hub: OWNER/NAME or OWNER/NAME:CONFIGURATION",
     )
-    instruction_column: str = flag("instruction", "column with the instruction")
+    revision: str = flag(
+        "", "commit, branch or tag of a data set of the hub; left out, the newest; a run records "
+        "the commit, and resumed goes on with it", may_change=True,
+    )  # fmt: skip
+    turns: str = flag(
+        "first", "of conversations, in a column `messages` or `conversations`: learn the first "
+        "answer alone, or all of them, each with what was said before as its input",
+        choices=("first", "all"),
+    )  # fmt: skip
+    instruction_column: str = flag(
+        "instruction", "column with the instruction; `prompt` or `question` is found by itself"
+    )
     input_column: str = flag(
         "input", "column with what the instruction is about; a file need not have it"
     )
-    output_column: str = flag("output", "column with the answer")
+    output_column: str = flag(
+        "output", "column with the answer; `response`, `completion` or `answer` is found by itself"
+    )
     split_seed: int = flag(
         1, "which rows are for training, validation and test, and which --max-... keeps; apart "
         "from --seed, so that runs of several seeds are tested on the same rows", at_least=0,
@@ -83,6 +100,9 @@ class Splits:
     validation: pl.DataFrame
     test: pl.DataFrame
     removed: dict[str, int] = field(default_factory=dict)  # reason -> rows
+    read: dict[str, int] = field(default_factory=dict)  # what columns and turns were taken for
+    source: str = ""  # what --data named
+    revision: str = ""  # and at which commit, if that is a data set of the hub
 
     def items(self) -> list[tuple[str, pl.DataFrame]]:
         return [("train", self.train), ("validation", self.validation), ("test", self.test)]
@@ -91,10 +111,19 @@ class Splits:
 def load_splits(
     settings: DataSettings, template: Template, encoding: tiktoken.Encoding, seed: int
 ) -> Splits:
-    """Read, clean and split 80/10/10. The result depends on data, settings and `seed` alone.
-    Raises UserError for data that cannot be used."""
-    frame = _read(_find(settings.data), settings)
-    removed = {}
+    """Read, clean and split 80/10/10, but for splits that come with the data; the answers of one
+    conversation stay in one split. The result depends on data, settings and `seed` alone. Raises
+    UserError for data that cannot be used."""
+    revision = pin_revision(settings.data, settings.revision)
+    found = _find(settings.data, revision)
+    removed, read = {}, Counter()
+    frames = [
+        # In this order, so that a question that stands in two splits stays in the test split.
+        _read(path, settings, read).with_columns(split=pl.lit(split), path=pl.lit(str(path)))
+        for split in ("test", "validation", "train")
+        for path in found.get(split, [])
+    ]
+    frame = pl.concat(frames).with_columns(group=pl.concat_str("path", "group", separator=" "))
 
     def keep(reason: str, condition: pl.Expr) -> None:
         nonlocal frame
@@ -105,19 +134,27 @@ def load_splits(
     keep("empty instruction", pl.col("instruction") != "")
     keep("empty output", pl.col("output") != "")
     keep("duplicate", pl.struct("instruction", "input").is_first_distinct())
-    if len(frame) < 10:
+    given = {split: rows for (split,), rows in frame.partition_by("split", as_dict=True).items()}
+    rows = given.get("train", frame[:0])
+    groups = rows.select(pl.col("group").unique(maintain_order=True))  # a row, or a conversation
+    if len(groups) < 10:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in removed.items() if count)
+        units = "conversations" if len(groups) < len(rows) else "rows"
         raise UserError(
-            f"{settings.data}: {len(frame)} usable rows are left, at least 10 are needed; removed: "
-            f"{reasons or 'none'}"
+            f"{settings.data}: {len(groups)} usable {units} are left, at least 10 are needed; "
+            f"removed: {reasons or 'none'}"
         )
-    frame = frame.sample(fraction=1, shuffle=True, seed=seed)
-    tenth = round(len(frame) / 10)
-    parts = {
-        "test": frame[:tenth],
-        "validation": frame[tenth : 2 * tenth],
-        "train": frame[2 * tenth :],
-    }
+    groups = groups.sample(fraction=1, shuffle=True, seed=seed)
+    tenth = round(len(groups) / 10)
+    parts = {}
+    for split in ("test", "validation"):
+        if split not in given:
+            cut, groups = groups[:tenth], groups[tenth:]
+            given[split] = cut.join(rows, on="group", how="left", maintain_order="left_right")
+        parts[split] = given[split].select(*COLUMNS)
+    parts["train"] = groups.join(rows, on="group", how="left", maintain_order="left_right").select(
+        *COLUMNS
+    )
     # After the cut, so that --max-length and the tokenizer do not decide what is held out.
     removed["no room for a response"] = 0
     for split, rows in parts.items():
@@ -136,21 +173,30 @@ def load_splits(
     limits = settings.max_train, settings.max_validation, settings.max_test
     for split, rows in rows_to_keep(sizes, *limits).items():
         parts[split] = parts[split][:rows] if rows else parts[split]
-    return Splits(data_name(settings.data, BUILT_IN), **parts, removed=removed)
+    return Splits(
+        data_name(settings.data, BUILT_IN), **parts, removed=removed,
+        read={what: count for what, count in read.items() if count},
+        source=settings.data, revision=revision,
+    )  # fmt: skip
 
 
-def _find(data: str) -> Path:
+def _find(data: str, revision: str) -> dict[str, list[Path]]:
+    """The files of each split; those of "train" alone are cut into three."""
     if data == "sample":
-        return SAMPLE
+        return {"train": [SAMPLE]}
     if data in DOWNLOADS:
-        repository, file, revision = DOWNLOADS[data]
-        return download_dataset(repository, [file], revision)[0]
+        repository, file, commit = DOWNLOADS[data]
+        return {"train": download_dataset(repository, [file], commit)}
+    if hub_name(data):
+        return open_dataset(data, revision).files
     path = Path(data)
     if not path.exists():
         names = ", ".join(BUILT_IN)
-        raise UserError(f"--data {path}: no such file (built-in names: {names})")
+        raise UserError(
+            f"--data {path}: no such file (built-in names: {names}; of the hub: OWNER/NAME)"
+        )
     if not path.is_dir():
-        return path
+        return {"train": [path]}
     # The layout of a data set's repository: one table, in the folder or in its subfolder `data`.
     tables = sorted(
         file
@@ -160,10 +206,11 @@ def _find(data: str) -> Path:
     if len(tables) != 1:
         names = ", ".join(file.name for file in tables[:5]) or "none"
         raise UserError(f"--data {path}: a folder needs one table in it, not {names}; name a file")
-    return tables[0]
+    return {"train": tables}
 
 
-def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
+def _read(path: Path, settings: DataSettings, read: Counter[str]) -> pl.DataFrame:
+    """The rows of one file, with `group`, equal for those of one conversation."""
     rows = read_rows(path)
     columns = {
         "instruction": settings.instruction_column,
@@ -171,6 +218,18 @@ def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
         "output": settings.output_column,
     }
     known = list(dict.fromkeys(name for row in rows for name in row))
+    groups = list(range(len(rows)))
+    conversations = find_conversations(known, columns)
+    if conversations:
+        rows, groups = conversation_rows(path, rows, conversations, settings.turns, read)
+        known = list(COLUMNS)
+    elif settings.turns == "all":
+        raise UserError(
+            f"{path}: --turns all is for conversations, in a column `messages` or "
+            f"`conversations`; the rows have: {', '.join(known)}"
+        )
+    else:
+        columns = find_columns(path, known, columns, read)
     for column, name in columns.items():
         if name not in known and (column, name) != ("input", "input"):
             hint = "; a file for classification?" if "label" in known else ""
@@ -191,7 +250,8 @@ def _read(path: Path, settings: DataSettings) -> pl.DataFrame:
                     f"{path}: row {number}: '{name}' is {type(value).__name__}, not text"
                 )
             texts[column].append(value.strip())
-    return pl.DataFrame(texts, schema={column: pl.String for column in columns})
+    schema = {column: pl.String for column in columns} | {"group": pl.Int64}
+    return pl.DataFrame(texts | {"group": groups}, schema=schema)
 
 
 _CHUNK = 10_000  # rows whose tokens are Python numbers at the same time
@@ -262,7 +322,16 @@ class InstructionDataset(Dataset):
 def describe_splits(splits: Splits) -> dict[str, Any]:
     """The part of results.json that says what the data was."""
     rows = {split: len(frame) for split, frame in splits.items()}
-    return {"name": splits.name, **rows, "removed": splits.removed}
+    return {"name": splits.name, "source": splits.source, "revision": splits.revision, **rows,
+            "read": splits.read, "removed": splits.removed}  # fmt: skip
+
+
+def print_counts(splits: Splits) -> None:
+    """What the rows were taken for, and how many were removed."""
+    if splits.read:
+        print(f"  read:           {', '.join(f'{what} {n:,}' for what, n in splits.read.items())}")
+    removed = [f"{reason} {count:,}" for reason, count in splits.removed.items() if count]
+    print(f"  rows removed:   {', '.join(removed) or 'none'}")
 
 
 def print_summary(splits: Splits, datasets: dict[str, InstructionDataset]) -> None:
@@ -275,8 +344,7 @@ def print_summary(splits: Splits, datasets: dict[str, InstructionDataset]) -> No
             f"  {split:<10} {len(frame):>7,} rows   {with_input:,} with input, "
             f"{dataset.truncated:,} responses truncated"
         )
-    removed = [f"{reason} {count:,}" for reason, count in splits.removed.items() if count]
-    print(f"  rows removed:   {', '.join(removed) or 'none'}")
+    print_counts(splits)
     train = datasets["train"]
     responses = train.lengths + 1 - train.prompt_lengths
     print(

@@ -89,6 +89,7 @@ def main() -> None:
 
     # ---- chapter 1: data
     splits = load_splits(data, template, run.encoding, data.split_seed)
+    data.revision = splits.revision  # recorded, so that a resumed run reads the same rows
     check_batch_size(data.data, len(splits.train), config.batch_size)
 
     # ---- chapter 2: model

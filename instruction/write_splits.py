@@ -15,7 +15,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
 from gpt2.tokenizer import get_encoding
-from instruction.data import DataSettings, load_splits
+from instruction.data import DataSettings, load_splits, print_counts
 from instruction.template import Template
 
 
@@ -38,6 +38,7 @@ def main() -> None:
     for split, frame in splits.items():
         frame.write_ndjson(folder / f"{split}.jsonl")
         print(f"{folder / f'{split}.jsonl'}: {len(frame):,} rows")
+    print_counts(splits)
 
 
 if __name__ == "__main__":
