@@ -181,6 +181,7 @@ def test_a_test_table_without_the_label_column_is_not_used(serve, capsys):
           "validation": ["dev/part-0.jsonl"]}),
         (["plain_text/my_train.json", "plain_text/my_testing.json"],
          {"train": ["plain_text/my_train.json"], "test": ["plain_text/my_testing.json"]}),
+        (["en/train.csv", "dataset_infos.json"], {"train": ["en/train.csv"]}),
         (["one.csv", "two.csv", "notes.txt"], {"train": ["one.csv", "two.csv"]}),
         (["train.csv", "train.parquet", "test.parquet"],  # the same rows twice
          {"train": ["train.parquet"], "test": ["test.parquet"]}),
