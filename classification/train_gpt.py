@@ -99,8 +99,7 @@ def main() -> None:
     }
     print_summary(splits, datasets["train"])
 
-    # The baseline of chapter 6 comes first: it takes seconds, and data that it cannot read is a
-    # mistake.
+    # The baseline of chapter 6 comes first: it takes seconds.
     baseline = on_rank_0(lambda: measure_baseline(splits, head.features))
     settings = {"data": data, "model": model_settings, "head": head, "training": config,
                 "run": run_settings}  # fmt: skip

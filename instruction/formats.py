@@ -48,13 +48,12 @@ class Turn:
 
 
 def find_columns(
-    path: Path, known: Sequence[str], wanted: dict[str, str], read: Counter[str]
+    path: Path, known: Sequence[str], wanted: dict[str, str], notes: list[str]
 ) -> dict[str, str]:
     """The columns of instruction, input and output among those that the file has, `known`.
 
     They are `wanted`, unless these are the default names, the file lacks them and it has others
-    whose meaning is clear. `read` counts the files whose columns were found so. Raises UserError if
-    several could be meant.
+    whose meaning is clear; then `notes` tells which. Raises UserError if several could be meant.
     """
     if wanted != COLUMNS or {"instruction", "output"} <= set(known):
         return wanted
@@ -74,7 +73,7 @@ def find_columns(
     if inputs:
         found["input"] = inputs[0]
     named = [f"{name} as {column}" for column, name in found.items() if name in known]
-    read[f"files with {', '.join(named)}"] += 1
+    notes.append(f"{path}: {', '.join(named)}")
     return found
 
 

@@ -35,8 +35,6 @@ from gpt2.support.tables import describe_training, shorten
 from gpt2.training import train
 from gpt2.weights.building import ModelSettings, check_max_length
 from instruction.data import (
-    BUILT_IN,
-    DataSettings,
     InstructionDataset,
     describe_splits,
     load_splits,
@@ -51,6 +49,7 @@ from instruction.evaluation import (
     task_prompts,
 )
 from instruction.report import answer_records, comparison_table, task_records, write_report
+from instruction.sources import BUILT_IN, DataSettings
 from instruction.template import Template
 
 # Answered at each evaluation, so that one sees the model learn.

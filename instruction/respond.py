@@ -28,11 +28,13 @@ from tqdm import tqdm
 from gpt2.checkpoint import load_checkpoint
 from gpt2.generation import PromptTooLong, SamplingSettings, stream_text
 from gpt2.model import GPT2
+from gpt2.support.cells import text_of
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
-from gpt2.support.files import decode_utf8, read_rows, read_utf8
+from gpt2.support.files import TABLE_SUFFIXES, decode_utf8, read_rows, read_utf8, table_suffix
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
+from gpt2.tokenizer import encode_text, encode_texts
 from instruction.evaluation import answer_prompts
 from instruction.template import Template
 
@@ -52,16 +54,20 @@ class RespondSettings:
 
 def read_instructions(path: Path) -> list[tuple[str, str]]:
     """(instruction, input) of each row of a table, or of each line of any other file."""
-    if path.suffix.lower() not in (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"):
+    if table_suffix(path) not in TABLE_SUFFIXES or table_suffix(path) == ".txt":
         if not path.is_file():
             raise UserError(f"--file {path}: no such file")
         return instruction_lines(read_utf8(path))
     questions = []
-    for number, row in enumerate(read_rows(path), start=1):
-        instruction, text = row.get("instruction"), row.get("input") or ""
-        if not isinstance(instruction, str) or not isinstance(text, str):
+    notes: list[str] = []
+    for number, row in enumerate(read_rows(path, notes), start=1):
+        instruction = text_of(row.get("instruction"), path, number, "instruction")
+        text = text_of(row.get("input"), path, number, "input") or ""
+        if instruction is None:
             raise UserError(f"{path}: row {number} needs an 'instruction' that is text")
         questions.append((instruction.strip(), text.strip()))
+    for note in notes:
+        print(note, file=sys.stderr)  # standard output holds the answers alone
     return questions
 
 
@@ -108,7 +114,7 @@ def main() -> None:
         raise UserError(f"{arguments.run}: its checkpoint has no usable template ({error})")
 
     def show(instruction: str, text: str, seed: int) -> None:
-        prompt = encoding.encode_ordinary(template.prompt(instruction, text))
+        prompt = encode_text(encoding, template.prompt(instruction, text))
         for piece in stream_text(model, encoding, prompt, sampling, seed, on.precision):
             print(piece, end="", flush=True)
         print()
@@ -135,7 +141,7 @@ def answer_all(
     precision: str,
 ) -> None:
     """Print the answer to each (instruction, input) of `source` as one line of JSON."""
-    prompts = [encoding.encode_ordinary(template.prompt(*question)) for question in questions]
+    prompts = encode_texts(encoding, [template.prompt(*question) for question in questions])
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt) >= model.config.n_positions:
             raise UserError(

@@ -15,7 +15,8 @@ from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
 from gpt2.tokenizer import get_encoding
-from instruction.data import DataSettings, load_splits, print_counts
+from instruction.data import load_splits, print_splits
+from instruction.sources import DataSettings
 from instruction.template import Template
 
 
@@ -34,11 +35,11 @@ def main() -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out {folder}: is there already; name a new folder")
     splits = load_splits(data, Template(), get_encoding("mini"), data.split_seed)
+    print_splits(splits)
     folder.mkdir(parents=True, exist_ok=True)
     for split, frame in splits.items():
         frame.write_ndjson(folder / f"{split}.jsonl")
         print(f"{folder / f'{split}.jsonl'}: {len(frame):,} rows")
-    print_counts(splits)
 
 
 if __name__ == "__main__":

@@ -177,12 +177,15 @@ def describe_corpus(
         "validation_tokens": {source: dataset.targets for source, dataset in validation.items()},
         "removed": corpus.removed,
         "test_files": corpus.test_files,
+        "notes": corpus.notes,
     }
 
 
 def print_summary(description: dict[str, Any], max_length: int) -> None:
     """What the data is, before any time is spent on it."""
     print(f"data: {description['name']}")
+    for note in description["notes"]:
+        print(f"  {note}")
     width = max(map(len, description["train_tokens"]))
     for source, tokens in description["train_tokens"].items():
         print(

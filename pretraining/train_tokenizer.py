@@ -65,12 +65,15 @@ def main() -> None:
     )
     if not settings.out:
         raise UserError("--out is missing: name the folder that gets the encoding")
+    notes: list[str] = []
     texts = [
         clean_text(text)
         for file in arguments.files
-        for column in read_table(file).select(pl.col(pl.String)).iter_columns()
+        for column in read_table(file, notes=notes).select(pl.col(pl.String)).iter_columns()
         for text in column.drop_nulls()
     ]
+    for note in [*(f"read {file}" for file in arguments.files), *notes]:
+        print(note)
     encoding = train_bpe(texts, settings.vocab_size)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from small_hub import SmallHub, turn_client_to
 from gpt2.batching import IGNORE
 from gpt2.support.errors import UserError
 from gpt2.tokenizer import get_encoding
-from instruction.data import DataSettings, InstructionDataset, load_splits
+from instruction.data import InstructionDataset, load_splits
+from instruction.sources import DataSettings
 from instruction.template import Template
 
 ENCODING = get_encoding("mini")
@@ -60,11 +61,10 @@ def test_the_first_answer_of_a_conversation(tmp_path, kind, suffix):
     assert rows_of(path) == [(f"Be brief.\n\nSay {n}", "", f"It is {n}.") for n in range(20)]
     splits = load(path)
     assert [len(frame) for _, frame in splits.items()] == [16, 2, 2]
-    assert splits.read == {
-        "conversations": 20,
-        "system texts put before the instruction": 20,
-        "turns left out (--turns all learns from them)": 80,
-    }
+    assert splits.notes[-1] == (
+        "conversations 20, system texts put before the instruction 20, turns left out (--turns all "
+        "learns from them) 80"
+    )
 
 
 @pytest.mark.parametrize("kind", [openai, sharegpt])
@@ -79,7 +79,7 @@ def test_every_answer_with_what_came_before(tmp_path, kind):
                      (f"Be brief.\n\nThanks {n}", first + second, "Bye.")]  # fmt: skip
     assert rows_of(path, turns="all") == expected
     splits = load(path, turns="all")
-    assert splits.read == {"conversations": 20, "system texts put before the instruction": 20}
+    assert splits.notes[-1] == "conversations 20, system texts put before the instruction 20"
     assert [len(frame) for _, frame in splits.items()] == [48, 6, 6]
     conversations = [{row[0].split()[-1] for row in frame.rows()} for _, frame in splits.items()]
     assert [len(found) for found in conversations] == [16, 2, 2]  # none stands in two splits
@@ -202,13 +202,13 @@ def test_columns_are_found_and_said(tmp_path, instruction, text, output):
     assert rows_of(path) == [(f"Say {n}", "here" if text else "", f"It is {n}") for n in range(20)]
     names = [f"{instruction} as instruction", f"{output} as output"]
     names[1:1] = [f"{text} as input"] if text else []
-    assert load(path).read == {f"files with {', '.join(names)}": 1}
+    assert f"{path}: {', '.join(names)}" in load(path).notes
 
 
 def test_named_and_default_columns_are_not_guessed_about(tmp_path):
     row = {"instruction": "i", "output": "o", "prompt": "p", "completion": "c", "messages": []}
     path = write(tmp_path / "a.jsonl", [row | {"instruction": f"i {n}"} for n in range(20)])
-    assert rows_of(path)[0] == ("i 0", "", "o") and load(path).read == {}
+    assert rows_of(path)[0] == ("i 0", "", "o") and len(load(path).notes) == 1
     del row["instruction"], row["messages"]
     path = write(tmp_path / "a.jsonl", [row | {"prompt": f"p {n}"} for n in range(20)])
     with pytest.raises(UserError, match="may be prompt, the input none, the answer output or comp"):
@@ -233,7 +233,7 @@ def test_write_splits_says_what_it_read(tmp_path, call_script):
 # ---- instructions of the hub
 
 
-def test_instructions_of_the_hub_keep_their_splits(tmp_path, monkeypatch, capsys):
+def test_instructions_of_the_hub_keep_their_splits(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
@@ -255,4 +255,4 @@ def test_instructions_of_the_hub_keep_their_splits(tmp_path, monkeypatch, capsys
     assert len(splits.validation) == 4 and len(splits.train) == 35
     assert splits.removed["duplicate"] == 1  # the test split keeps what stands in both
     assert splits.revision == "3" * 40 and splits.name == "chat"
-    assert f"commit {'3' * 40}" in capsys.readouterr().out
+    assert f"commit {'3' * 40}" in splits.notes[0]

@@ -18,7 +18,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.hub import download, download_dataset
 from gpt2.weights.building import ModelSettings, build_model
 from gpt2.weights.hugging_face import RELEASED
-from instruction.data import DOWNLOADS
+from instruction.sources import DOWNLOADS
 
 REPOSITORY_NAME, REVISION = RELEASED["gpt2"]
 

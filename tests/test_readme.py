@@ -20,7 +20,7 @@ from classification.sources import SAMPLE
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2
 from gpt2.weights.hugging_face import download_released
-from instruction.data import SAMPLE as INSTRUCTIONS
+from instruction.sources import SAMPLE as INSTRUCTIONS
 
 README = (REPOSITORY / "README.md").read_text()
 MANY = re.search(r"^## Many processes\n.*?^## ", README, re.DOTALL | re.MULTILINE).group()

@@ -21,13 +21,16 @@ from huggingface_hub.repocard import metadata_load
 
 from gpt2.support.distributed import on_rank_0
 from gpt2.support.errors import UserError
+from gpt2.support.files import is_table_name, table_suffix
 from gpt2.support.hub import download_dataset, list_dataset
 from gpt2.support.splits import SPLIT_NAMES, hub_name
 
 # The formats that are read. Where the same rows come in several, the first of these is taken.
 _FORMATS = ((".parquet",), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"))
 _SUFFIXES = tuple(suffix for suffixes in _FORMATS for suffix in suffixes)
-_NO_ROWS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+
+# Words for splits, as the datasets library reads them.
+_WORDS = SPLIT_NAMES | {"testing": "test", "eval": "test", "evaluation": "test"}
 
 Splits = dict[str, list[str]]  # name of a split -> paths of its tables inside the repository
 
@@ -37,7 +40,7 @@ class HubDataset:
     """A data set whose tables lie in the cache."""
 
     files: dict[str, list[Path]]  # "train", "validation", "test", those that it has -> tables
-    class_names: dict[str, list[str]]  # column -> the names of its classes 0, 1, ...
+    class_names: dict[str, list[str]]  # column with numbers -> the names of its classes 0, 1, ...
 
 
 def pin_revision(data: str, revision: str) -> str:
@@ -59,9 +62,9 @@ def pin_revision(data: str, revision: str) -> str:
         raise UserError(f"--data {data}: no such file or folder here, and {error}") from None
 
 
-def open_dataset(data: str, commit: str) -> HubDataset:
-    """The data set of the hub that `data` names, at `commit`, downloaded or from the cache. Prints
-    which tables are taken and what is not.
+def open_dataset(data: str, commit: str, notes: list[str]) -> HubDataset:
+    """The data set of the hub that `data` names, at `commit`, downloaded or from the cache. Which
+    tables are taken and what is not is told in `notes`.
 
     Raises UserError if no table is known to be for training, if there are several configurations
     and `data` names none, and if something cannot be downloaded.
@@ -69,8 +72,12 @@ def open_dataset(data: str, commit: str) -> HubDataset:
     name = hub_name(data)
     repository = name["repository"]
     _, sizes = list_dataset(repository, commit)
-    tables = [file for file in sizes if _is_table(file)]
-    card = _read_card(repository, commit) if "README.md" in sizes else {}
+    tables = [
+        file
+        for file in sizes
+        if is_table_name(Path(file)) and table_suffix(Path(file)) in _SUFFIXES
+    ]
+    card = _read_card(repository, commit, notes) if "README.md" in sizes else {}
     try:
         configs = _configs_of_card(card, tables) or _configs_of_names(tables)
         configs = {
@@ -94,7 +101,7 @@ def open_dataset(data: str, commit: str) -> HubDataset:
         )
     left = [split for split in found if split not in splits]
     megabytes = sum(sizes[file] for files in splits.values() for file in files) / 1e6
-    print(
+    notes.append(
         f"{repository} of the hub, commit {commit}"
         + (f", configuration {config}" if len(configs) > 1 else "")
         + f", {megabytes:,.1f} MB"
@@ -102,7 +109,9 @@ def open_dataset(data: str, commit: str) -> HubDataset:
         + (f"; not used: {_list(left)}" if left else "")
     )
     files = {split: download_dataset(repository, paths, commit) for split, paths in splits.items()}
-    return HubDataset(files, _class_names_of_parquet(files["train"][0]) | class_names)
+    for column in _named_in_parquet(files["train"][0]):
+        class_names.pop(column, None)  # the reader has put the names there
+    return HubDataset(files, class_names)
 
 
 def name_classes(labels: pl.Series, names: Sequence[str]) -> pl.Series:
@@ -169,13 +178,13 @@ def _splits_of_names(tables: list[str]) -> Splits:
     for table in tables:
         found = [split for part in reversed(table.split("/")) if (split := _split_in(part))]
         splits.setdefault(found[0] if found else table, []).append(table)
-    return splits if splits.keys() & set(SPLIT_NAMES.values()) else {"train": tables}
+    return splits if splits.keys() & set(_WORDS.values()) else {"train": tables}
 
 
 def _split_in(name: str) -> str | None:
     """`imdb_train-00000-of-00001.parquet` -> "train"; None if no word of the name is a split's."""
     words = re.split("[^a-z]+", name.lower())
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+    return next((_WORDS[word] for word in words if word in _WORDS), None)
 
 
 def _variants(config: str, splits: Splits) -> dict[str, Splits]:
@@ -183,7 +192,7 @@ def _variants(config: str, splits: Splits) -> dict[str, Splits]:
     `test_sft`, `train_gen` and `test_gen`, these are two configurations, `sft` and `gen`."""
     named: Splits = {}
     for split, files in splits.items():
-        named.setdefault(SPLIT_NAMES.get(split.lower(), split), []).extend(files)
+        named.setdefault(_WORDS.get(split.lower(), split), []).extend(files)
     if "train" in named or not named:
         return {config: named}
     if len(named) == 1:  # whatever it is called, it is all there is
@@ -191,9 +200,9 @@ def _variants(config: str, splits: Splits) -> dict[str, Splits]:
     variants: dict[str, Splits] = {}
     for split, files in named.items():
         word, _, rest = split.partition("_")
-        if word in SPLIT_NAMES and rest:
+        if word in _WORDS and rest:
             variant = rest if config == "default" else f"{config}.{rest}"
-            variants.setdefault(variant, {})[SPLIT_NAMES[word]] = files
+            variants.setdefault(variant, {})[_WORDS[word]] = files
     with_train = {variant: found for variant, found in variants.items() if "train" in found}
     return with_train or {config: named}
 
@@ -202,7 +211,7 @@ def _one_format(splits: Splits) -> Splits:
     """The tables of one format, so that no row is read from two; the others by themselves."""
     for suffixes in _FORMATS:
         kept = {
-            split: [file for file in files if _uncompressed(file).endswith(suffixes)]
+            split: [file for file in files if table_suffix(Path(file)) in suffixes]
             for split, files in splits.items()
         }
         if kept.get("train"):
@@ -210,15 +219,6 @@ def _one_format(splits: Splits) -> Splits:
             kept = {split: files for split, files in kept.items() if files}
             return kept | {file: [file] for file in left}
     return splits
-
-
-def _is_table(file: str) -> bool:
-    name = file.split("/")[-1]
-    return _uncompressed(file).endswith(_SUFFIXES) and name not in _NO_ROWS and name[0] != "."
-
-
-def _uncompressed(file: str) -> str:
-    return re.sub(r"\.(gz|xz|zip)$", "", file.lower())
 
 
 def _choose_config(
@@ -256,14 +256,14 @@ def _list(names: Iterable[str], most: int = 20) -> str:
 # ---- the card, and what the classes are called
 
 
-def _read_card(repository: str, commit: str) -> dict[str, Any]:
+def _read_card(repository: str, commit: str, notes: list[str]) -> dict[str, Any]:
     """The YAML at the beginning of README.md."""
     (path,) = download_dataset(repository, ["README.md"], commit)
     try:
         return metadata_load(path) or {}
     except Exception as error:  # of the YAML library, which is not ours
         reason = str(error).splitlines()[0]
-        print(f"{repository}: its card cannot be read ({reason}); the files' names say the splits")
+        notes.append(f"its card cannot be read ({reason}); the splits are as the files' names say")
         return {}
 
 
@@ -283,16 +283,12 @@ def _class_names_of_card(card: dict[str, Any], config: str) -> dict[str, list[st
     return found
 
 
-def _class_names_of_parquet(file: Path) -> dict[str, list[str]]:
-    """{column: names of its classes} that the datasets library has written into a Parquet file."""
+def _named_in_parquet(file: Path) -> list[str]:
+    """The columns whose classes a Parquet file itself names, as the datasets library writes it."""
     if file.suffix != ".parquet":
-        return {}
+        return []
     try:
         features = json.loads(pl.read_parquet_metadata(file)["huggingface"])["info"]["features"]
     except Exception:  # written by others, or damaged, which the reader will say
-        return {}
-    return {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+        return []
+    return [name for name, kind in features.items() if kind.get("_type") == "ClassLabel"]

@@ -1,4 +1,4 @@
-"""What the data of all tasks do alike: their name, their splits, how many rows a trial keeps."""
+"""What the data of all tasks do alike: names, splits, what was removed, what a trial keeps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 SPLIT_NAMES = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "test": "test",
 }  # fmt: skip
 
 _HUB_NAME = re.compile(
     r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[^@]+))?(@(?P<revision>.+))?", re.ASCII
 )
-_TABLE = re.compile(r".*\.(csv|tsv|txt|json|jsonl|ndjson|parquet)(\.(gz|xz|zip))?", re.IGNORECASE)
+_FILE = re.compile(
+    r".*\.(csv|tsv|txt|json|jsonl|ndjson|parquet|arrow)(\.(gz|xz|bz2|zip))?", re.IGNORECASE
+)
 
 
 def hub_name(data: str) -> re.Match | None:
@@ -31,7 +33,7 @@ def hub_name(data: str) -> re.Match | None:
     (None, None, None)
     """
     found = _HUB_NAME.fullmatch(data)
-    if not found or Path(data).exists() or _TABLE.fullmatch(found["repository"]):
+    if not found or Path(data).exists() or _FILE.fullmatch(found["repository"]):
         return None
     return found
 
@@ -67,3 +69,12 @@ def rows_to_keep(
         share = min(1, max_train / sizes["train"])
         max_validation = math.ceil(share * sizes["validation"])
     return {"train": max_train, "validation": max_validation, "test": max_test}
+
+
+def counts_in_words(counts: dict[str, int]) -> str:
+    """Reasons or steps and how often, in one line, without what did not happen.
+
+    >>> counts_in_words({"empty text": 0, "duplicate": 1200})
+    'duplicate 1,200'
+    """
+    return ", ".join(f"{what} {count:,}" for what, count in counts.items() if count)
