@@ -187,6 +187,7 @@ def main() -> None:
             RunSettings(out=settings.out, overwrite=settings.overwrite), "baseline"
         )
     splits = load_splits(data, data.split_seed)
+    data.revision = splits.revision
     print_splits(splits)
 
     model, results, seconds = fit_baseline(splits, settings.features)

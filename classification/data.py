@@ -8,6 +8,7 @@ IMDbDataset   token ids and a class id for each row
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 from classification.cleaning import clean
 from classification.sources import DataSettings, read_source
 from gpt2.support.errors import UserError
+from gpt2.support.hub_datasets import pin_revision
 from gpt2.support.splits import counts_in_words, rows_to_keep
 from gpt2.tokenizer import encode_texts
 
@@ -41,6 +43,8 @@ class Splits:
     removed: dict[str, int] = field(default_factory=dict)  # reason -> rows
     cleaned: dict[str, int] = field(default_factory=dict)  # step -> texts that it changed
     notes: list[str] = field(default_factory=list)  # files read, and what reading did otherwise
+    source: str = ""  # what --data named
+    revision: str = ""  # and at which commit, if that is a data set of the hub
 
     def items(self) -> list[tuple[str, pl.DataFrame]]:
         """(name, rows) of the three splits."""
@@ -55,7 +59,8 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     """
     source = settings.data
     notes: list[str] = []
-    name, parts = read_source(settings, notes)
+    revision = pin_revision(source, settings.revision)
+    name, parts = read_source(dataclasses.replace(settings, revision=revision), notes)
     if "train" not in parts:
         raise UserError(f"{source}: no row is marked as train")
     parts, cleaned, removed = clean(parts, notes)
@@ -80,7 +85,10 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
         split: frame.select("text", pl.col("label").replace_strict(labels, range(len(labels))))
         for split, frame in parts.items()
     }
-    return Splits(name, labels, **frames, removed=removed, cleaned=cleaned, notes=notes)
+    return Splits(
+        name, labels, **frames, removed=removed, cleaned=cleaned, notes=notes, source=source,
+        revision=revision,
+    )  # fmt: skip
 
 
 def _check_rows(source: str, parts: dict[str, pl.DataFrame], removed: dict[str, int]) -> None:
@@ -241,7 +249,8 @@ class IMDbDataset(Dataset):
 def describe_splits(splits: Splits) -> dict[str, Any]:
     """The part of results.json that says what the data was."""
     rows = {split: len(frame) for split, frame in splits.items()}
-    return {"name": splits.name, **rows, "labels": splits.labels, "removed": splits.removed,
+    return {"name": splits.name, "source": splits.source, "revision": splits.revision, **rows,
+            "labels": splits.labels, "removed": splits.removed,
             "cleaned": splits.cleaned, "notes": splits.notes}  # fmt: skip
 
 

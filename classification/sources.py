@@ -17,7 +17,8 @@ from gpt2.support.errors import UserError
 from gpt2.support.files import is_table, read_columns, read_utf8, table_suffix
 from gpt2.support.flags import flag, flag_name
 from gpt2.support.hub import download_dataset
-from gpt2.support.splits import data_name
+from gpt2.support.hub_datasets import name_classes, open_dataset
+from gpt2.support.splits import SPLIT_NAMES, data_name, hub_name
 
 BUILT_IN = ("sample", "imdb")
 SAMPLE = Path(__file__).parent / "sample_reviews.csv"
@@ -25,12 +26,6 @@ SAMPLE = Path(__file__).parent / "sample_reviews.csv"
 IMDB_LABELS = {"0": "negative", "1": "positive", "neg": "negative", "pos": "positive"}
 IMDB_FILES = ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet")
 IMDB_REVISION = "e6281661ce1c48d982bc483cf8a173c1bbeb5d31"
-
-_SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test",
-}  # fmt: skip
 
 
 @dataclass
@@ -41,8 +36,13 @@ class DataSettings:
         "sample",
         "sample (720 built-in reviews), imdb (50,000 reviews, downloaded), a CSV, TSV, JSON, "
         "JSONL, Parquet or Arrow file, also as .gz, .xz or .zip, a folder with train and test "
-        "files or from datasets' save_to_disk, or the aclImdb folder",
+        "files or from datasets' save_to_disk, the aclImdb folder, or a data set of the hub: "
+        "OWNER/NAME or OWNER/NAME:CONFIGURATION",
     )
+    revision: str = flag(
+        "", "commit, branch or tag of a data set of the hub; left out, the newest; a run records "
+        "the commit, and resumed goes on with it", may_change=True,
+    )  # fmt: skip
     text_column: str = flag("text", "column with the text; several, joined: title,body")
     label_column: str = flag("label", "column with the class; any strings or numbers")
     split_column: str = flag("", "column that says train, validation or test, if there is one")
@@ -87,8 +87,14 @@ def read_source(settings: DataSettings, notes: list[str]) -> tuple[str, dict[str
         _refuse_columns(settings)
         train, _ = download_dataset("stanfordnlp/imdb", IMDB_FILES, IMDB_REVISION)
         return name, _read_imdb(train.parent.parent, notes)
+    if hub_name(settings.data):
+        dataset = open_dataset(settings.data, settings.revision, notes)
+        return name, _read_splits(dataset.files, settings, notes, dataset.class_names)
     if not path.exists():
-        raise UserError(f"--data {path}: no such file or folder (built-in names: sample, imdb)")
+        raise UserError(
+            f"--data {path}: no such file or folder (built-in names: sample, imdb; of the hub: "
+            "OWNER/NAME)"
+        )
     if path.is_file():
         return name, _read_file(path, settings, notes)
     if (path / "plain_text").is_dir():
@@ -97,19 +103,37 @@ def read_source(settings: DataSettings, notes: list[str]) -> tuple[str, dict[str
     if (path / "train" / "pos").is_dir():
         _refuse_columns(settings)
         return name, {split: _read_acl_imdb(path / split, notes) for split in ("train", "test")}
+    return name, _read_splits(_split_files(path), settings, notes, {})
+
+
+def _read_splits(
+    found: dict[str, list[Path]],
+    settings: DataSettings,
+    notes: list[str],
+    class_names: dict[str, list[str]],
+) -> dict[str, pl.DataFrame]:
+    """The rows of each split's files, with `class_names` where labels are numbers. A test split
+    without labels, as those of competitions are, is left out."""
     if settings.split_column:
-        raise UserError(f"--split-column goes with one file; in the folder {path} the files split")
-    parts: dict[str, list[pl.DataFrame]] = {}
-    for split, files in _split_files(path).items():
-        for file in files:
-            if split == "test" and not _has_labels(file, settings):
-                notes.append(
-                    f"{file}: left out, as it has no column '{settings.label_column}'; test rows "
-                    "are cut from train"
-                )
-            else:
-                parts.setdefault(split, []).append(_read_file(file, settings, notes)["train"])
-    return name, {split: pl.concat(frames) for split, frames in parts.items()}
+        raise UserError(f"--split-column goes with one file; in {settings.data} the files split")
+    parts = {}
+    for split, files in found.items():
+        if split == "test" and not _has_labels(files[0], settings):
+            notes.append(
+                f"{', '.join(map(str, files))}: left out, as it has no column "
+                f"'{settings.label_column}'; test rows are cut from train"
+            )
+            continue
+        frame = pl.concat([_read_file(file, settings, notes)["train"] for file in files])
+        if settings.label_column in class_names:
+            label = name_classes(frame["label"], class_names[settings.label_column])
+            frame = frame.with_columns(label=label)
+        if split == "test" and frame["label"].is_null().all():
+            notes.append("the test split is left out, as no row of it has a label; test rows are "
+                         "cut from train")  # fmt: skip
+        else:
+            parts[split] = frame
+    return parts
 
 
 def _has_labels(file: Path, settings: DataSettings) -> bool:
@@ -193,7 +217,7 @@ def _by_split(
 ) -> dict[str, pl.DataFrame]:
     splits = []
     for row, value in _cells(path, columns, column):
-        split = _SPLIT_NAMES.get(str(value).strip().lower())
+        split = SPLIT_NAMES.get(str(value).strip().lower())
         if split is None:
             raise UserError(
                 f"{path}: row {row} has '{value}' in column '{column}'; it must be train, "
@@ -213,7 +237,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
         return {"train": saved}
     files: dict[str, list[Path]] = {}
     for file in sorted([*folder.glob("*"), *folder.glob("data/*")]):
-        split = _SPLIT_NAMES.get(re.split(r"[-_.]", file.name.lower())[0])
+        split = SPLIT_NAMES.get(re.split(r"[-_.]", file.name.lower())[0])
         if split and is_table(file):
             files.setdefault(split, []).append(file)
         elif split and saved_files(file):

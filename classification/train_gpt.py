@@ -90,6 +90,7 @@ def main() -> None:
 
     # ---- chapter 1: data
     splits = load_splits(data, data.split_seed)
+    data.revision = splits.revision  # recorded, so that a resumed run reads the same rows
     check_batch_size(data.data, len(splits.train), config.batch_size)
 
     # ---- chapter 2: model

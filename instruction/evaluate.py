@@ -38,9 +38,10 @@ from gpt2.support.results_folder import (
 )
 from gpt2.support.script import run_script
 from gpt2.support.splits import counts_in_words, data_name
-from instruction.data import BUILT_IN, DataSettings, InstructionDataset, read_clean, with_room
+from instruction.data import InstructionDataset, read_clean, with_room
 from instruction.evaluation import Answer, answer_metrics, answer_prompts
 from instruction.report import metrics_table, question, side_by_side
+from instruction.sources import BUILT_IN, DataSettings
 from instruction.template import Template
 
 _SHOWN = 20  # answers in the report
@@ -144,7 +145,10 @@ def read_rows(
         default = getattr(DataSettings(), column)
         of_run = default if settings.data in BUILT_IN else recipe.settings[column]
         columns[column] = getattr(settings, column) or of_run
-    cleaned, removed = read_clean(DataSettings(data=settings.data, **columns), notes)
+    cleaned, removed, _ = read_clean(DataSettings(data=settings.data, **columns), notes)
+    if "test" in cleaned["split"]:
+        cleaned = cleaned.filter(pl.col("split") == "test")
+    cleaned = cleaned.select("instruction", "input", "output")
     cleaned = cleaned.with_row_index("row", offset=1)
     rows = with_room(cleaned, template, recipe.encoding, recipe.settings["max_length"])
     removed["no room for a response"] = len(cleaned) - len(rows)

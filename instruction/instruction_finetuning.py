@@ -45,8 +45,6 @@ from gpt2.training import train
 from gpt2.weights.building import ModelSettings, check_max_length
 from gpt2.weights.licences import licences
 from instruction.data import (
-    BUILT_IN,
-    DataSettings,
     InstructionDataset,
     describe_splits,
     load_splits,
@@ -61,6 +59,7 @@ from instruction.evaluation import (
     task_prompts,
 )
 from instruction.report import answer_records, comparison_table, task_records, write_report
+from instruction.sources import BUILT_IN, DataSettings
 from instruction.template import Template
 
 # Answered at each evaluation of the built-in data; other data have prompts of their own.
@@ -99,6 +98,7 @@ def main() -> None:
 
     # ---- chapter 1: data
     splits = load_splits(data, template, run.encoding, data.split_seed)
+    data.revision = splits.revision  # recorded, so that a resumed run reads the same rows
     check_batch_size(data.data, len(splits.train), config.batch_size)
 
     # ---- chapter 2: model

@@ -22,7 +22,8 @@ from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
 from gpt2.tokenizer import get_encoding
-from instruction.data import DataSettings, load_splits, print_splits
+from instruction.data import load_splits, print_splits
+from instruction.sources import DataSettings
 from instruction.template import Template
 
 

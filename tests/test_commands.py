@@ -25,7 +25,7 @@ from classification.sources import SAMPLE
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config
 from gpt2.weights.hugging_face import download_released, to_stored_names
-from instruction.data import SAMPLE as INSTRUCTIONS
+from instruction.sources import SAMPLE as INSTRUCTIONS
 
 INSTALLS = [
     "pip install -e . && python classification/train_gpt.py",

@@ -17,8 +17,9 @@ from gpt2.optimization import TrainingConfig
 from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from gpt2.training import train
-from instruction.data import SAMPLE, InstructionDataset
+from instruction.data import InstructionDataset
 from instruction.evaluation import answer_prompts
+from instruction.sources import SAMPLE
 from instruction.template import Template
 
 ROWS = [

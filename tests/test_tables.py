@@ -16,8 +16,8 @@ from gpt2.support.errors import UserError
 from gpt2.support.files import clean_text, read_rows, read_table, unescape_entities
 from gpt2.support.streaming import open_table, texts_of
 from gpt2.tokenizer import encode_text, encode_texts, get_encoding
-from instruction.data import DataSettings as InstructionSettings
 from instruction.data import load_splits as load_instructions
+from instruction.sources import DataSettings as InstructionSettings
 from instruction.template import Template
 from pretraining.corpus import CorpusSettings, read_corpus
 

@@ -97,11 +97,15 @@ def table_suffix(path: Path) -> str:
 
 def is_table(path: Path) -> bool:
     """Whether a file found in a folder is a table, by its name."""
+    return is_table_name(path) and path.is_file()
+
+
+def is_table_name(path: Path) -> bool:
+    """Whether a file of this name is a table, wherever it lies."""
     return (
         table_suffix(path) in TABLE_SUFFIXES
         and path.name not in _ABOUT_TABLES
         and not path.name.startswith(".")
-        and path.is_file()
     )
 
 
