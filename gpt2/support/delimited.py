@@ -168,7 +168,7 @@ def _refuse_swallowed(
         counts = Counter(labels)
         # of a text, one line at most has a label: that of its row
         known = sum(label in values or counts[label] > 1 for label in labels)
-        are_rows = 2 * known > len(found) and "" not in labels
+        are_rows = known > 1 and 2 * known >= len(found) and "" not in labels
         if 2 * len(values) > len(rows) and not quotes:
             prose = any(f"{separator} " in line for line in found)
             are_rows = are_rows or (len(found) > 2 and not prose)
