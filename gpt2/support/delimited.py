@@ -269,11 +269,11 @@ class _Swallowed:
 
 
 def _share_labels(labels: list[str], values: set[str]) -> bool:
-    """Whether most of the lines with these `labels` have one that other rows, with `values`, or
-    other lines have too. Of a text, one line at most has a label: that of its row."""
+    """Whether half of the lines with these `labels` or more have one that other rows, with
+    `values`, or other lines have too. Of a text, one line at most has a label: that of its row."""
     counts = Counter(labels)
     known = sum(label in values or counts[label] > 1 for label in labels)
-    return 2 * known > len(labels) and "" not in labels
+    return known > 1 and 2 * known >= len(labels) and "" not in labels
 
 
 def _refuse_span(path: Path, first: int, last: int) -> None:
