@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -100,8 +101,11 @@ def _find_separator(lines: list[str], usual: str) -> str:
 
 def _has_quoted_fields(lines: list[str]) -> bool:
     """Whether a tab-separated file uses quotes as CSV does: to hold a tab or a line end inside a
-    field, so that lines have unequal counts of tabs; or around every field that starts with one."""
+    field, so that lines have unequal counts of tabs; or around every field that starts with one;
+    or around every name of the header."""
     lines = [line.rstrip("\r\n") for line in lines if line.strip()]
+    if lines and all(re.fullmatch('".*"', name) for name in lines[0].split("\t")):
+        return True
     if len({line.count("\t") for line in lines}) > 1:
         return True
     fields = [field for line in lines if '"' in line for field in line.split("\t")]
@@ -109,7 +113,9 @@ def _has_quoted_fields(lines: list[str]) -> bool:
     return bool(quoted) and all(len(field) > 1 and field.endswith('"') for field in quoted)
 
 
-def _parse(path: Path, lines: list[str], separator: str, quoted: bool):
+def _parse(
+    path: Path, lines: list[str], separator: str, quoted: bool
+) -> Iterator[tuple[int, int, list[str]]]:
     """(first line, last line, fields) of each row that is not blank."""
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
@@ -146,26 +152,26 @@ def _refuse_swallowed(
     """Of the `spans`, rows from one line to another whose lines have as many separators as rows
     have, refuse the first that is no text of several lines but several rows.
 
-    The column of fewest different values, the label, tells. Where all values differ, as in
-    instructions, it is rows if they are at least three, without a space after a separator as prose
-    has it, and if nothing else in the file is quoted: what wrote the file does not quote texts.
+    The column of fewest different values, the label, tells: most lines have one that other rows or
+    other lines have too. Where all values differ, as in instructions, it is rows if they are at
+    least three, without a space after a separator as prose has it, and if nothing else in the file
+    is quoted: what wrote the file does not quote texts.
     """
     columns = [set(column) for column in zip(*rows, strict=True)]
     values = min(columns, key=len, default=set())
-    has_labels = 2 * len(values) <= len(rows)
+    place = columns.index(values) if columns else 0
     inside = {number for first, last in spans for number in range(first, last + 1)}
+    quotes = any('"' in line for number, line in enumerate(lines, 1) if number not in inside)
     for first, last in spans:
-        found = [line for line in lines[first - 1 : last] if line.strip()]
-        if has_labels:
-            place = columns.index(values)
-            labels = [line.strip("\r\n").split(separator)[place].strip(' "') for line in found]
-            are_rows = set(labels) <= values - {""}
-        else:
-            are_rows = (
-                len(found) > 2
-                and not any(f"{separator} " in line for line in found)
-                and not any('"' in line for n, line in enumerate(lines, 1) if n not in inside)
-            )
+        found = [line.strip("\r\n") for line in lines[first - 1 : last] if line.strip()]
+        labels = [line.split(separator)[place].strip(' "') for line in found]
+        counts = Counter(labels)
+        # of a text, one line at most has a label: that of its row
+        known = sum(label in values or counts[label] > 1 for label in labels)
+        are_rows = 2 * known > len(found) and "" not in labels
+        if 2 * len(values) > len(rows) and not quotes:
+            prose = any(f"{separator} " in line for line in found)
+            are_rows = are_rows or (len(found) > 2 and not prose)
         if are_rows:
             _refuse_span(path, first, last)
 
