@@ -303,7 +303,7 @@ def test_bad_input_to_prediction(trained, call_script, tmp_path):
     "script", ["classification/train_gpt.py", "classification/predict.py",
                "baselines/train_logreg.py", "benchmarks/decoding_speed.py",
                "pretraining/train_tokenizer.py", "instruction/instruction_finetuning.py",
-               "instruction/respond.py"]
+               "instruction/respond.py", "classification/evaluate.py", "instruction/evaluate.py"]
 )  # fmt: skip
 def test_help_needs_nothing_and_shows_defaults(call_script, script):
     done = call_script(script, "--help")
