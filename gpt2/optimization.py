@@ -44,8 +44,9 @@ class TrainingConfig:
     )  # fmt: skip
     learning_rate: float | None = flag(
         None, "peak rate of AdamW; too high, the loss jumps, too low, it hardly moves. Left out, "
-        "what suits --model and --train: 6e-4 for all of mini or random weights, 1e-3 for last:N, "
-        "1e-2 for head; 5e-5 for the released gpt2 to gpt2-xl, 1e-3 for head", above=0,
+        "what suits --model and --train: for mini and random weights 6e-4, of a classifier's "
+        "last:N 2e-3, of its head 1e-2; for the released gpt2 to gpt2-xl 5e-5, of a classifier's "
+        "head 1e-3", above=0,
     )  # fmt: skip
     warmup: float = flag(
         0.1, "share of the steps over which the rate rises from 0 to its peak; more if the loss "
@@ -127,14 +128,14 @@ def default_learning_rate(model: GPT2, train: str, pretrained: bool) -> float:
     """The peak rate where none is given: the less of `model` is trained, the more it takes to get
     anywhere, and the less there is to break. `train` is as in `choose_trainable`; `pretrained`
     tells whether the trunk's weights are."""
-    # A head that ties `wte` trains the embeddings, too: most of mini's weights, and all it reads.
-    head_alone = train == "head" and not model.head.ties_wte
+    # A tied head is the embeddings, too: a third of mini's weights, below all others.
+    part = "all" if model.head.ties_wte else train
     if pretrained and model.config.n_embd >= SIZES["gpt2"].n_embd:
-        return 1e-3 if head_alone else 5e-5  # the field's usual values, not measured here
-    # Measured on the built-in texts and instructions, with mini's weights and validation losses
-    if head_alone:
-        return 1e-2
-    return 1e-3 if train.startswith("last:") else 6e-4
+        return 1e-3 if part == "head" else 5e-5  # the field's usual values, not measured here
+    # Measured with mini's weights on the built-in texts and instructions, by validation loss
+    if part == "all":
+        return 6e-4
+    return 1e-2 if part == "head" else 2e-3
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
