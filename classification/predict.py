@@ -139,4 +139,4 @@ def _lines(file: Iterable[str], name: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, is_filter=True)
