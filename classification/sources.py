@@ -36,6 +36,8 @@ class DataSettings:
         "sample",
         "sample (720 built-in reviews), imdb (50,000 reviews, downloaded), a CSV, TSV, JSON, JSONL "
         "or Parquet file, a folder with train and test files, or the aclImdb folder",
+        may_change=True,
+        names=BUILT_IN,
     )
     text_column: str = flag("text", "column with the text; several, joined: title,body")
     label_column: str = flag("label", "column with the class; any strings or numbers")

@@ -51,6 +51,8 @@ class DataSettings:
         "sample",
         "sample (340 built-in instructions), alpaca or alpaca-gpt4 (52,000 each, downloaded), or a "
         "JSON, JSONL, CSV, TSV or Parquet file, or a folder with one such file",
+        may_change=True,
+        names=BUILT_IN,
     )
     instruction_column: str = flag("instruction", "column with the instruction")
     input_column: str = flag(

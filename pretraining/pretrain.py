@@ -108,9 +108,9 @@ def main() -> None:
         return mean_over_sources(metrics, validation) | (apart if len(apart) > 1 else {})
 
     model.eval()
-    before = run.folder.once(
-        "before.json",
+    before = run.measure_before(
         lambda: {"origin": origin, "by_source": by_source(), "continuations": continuations()},
+        [("train", corpus.train), ("validation", corpus.validation)],
     )
     recipe = Recipe("pretraining", run.encoding, {"max_length": max_length, "data": corpus.name})
     with explaining_not_finite():

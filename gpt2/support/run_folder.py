@@ -20,7 +20,7 @@ import filelock
 import torch
 
 from gpt2.support.distributed import on_rank_0, world_size
-from gpt2.support.durable import write_file
+from gpt2.support.durable import whole_folder, write_file
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag
 from gpt2.support.stopping import catch_signals
@@ -75,14 +75,16 @@ class RunFolder:
         """The folder that `settings.out` names, or the first free one of runs/NAME, runs/NAME-2 ...
 
         Raises UserError if the folder holds anything and `settings.overwrite` is off, or if it
-        holds anything but a run.
+        holds anything but a run; of a run to resume, if what it would go on from is gone.
         """
         return on_rank_0(lambda: RunFolder._choose(settings, default_name))
 
     @staticmethod
     def _choose(settings: RunSettings, default_name: str) -> RunFolder:
         if settings.resume:
-            return RunFolder(Path(settings.resume), resume=True)
+            run = RunFolder(Path(settings.resume), resume=True)
+            run._check_last()
+            return run
         if not settings.out:
             folder, number = Path("runs") / default_name, 1
             while folder.exists():
@@ -92,6 +94,22 @@ class RunFolder:
         run = RunFolder(Path(settings.out), settings.overwrite)
         run._check_free()
         return run
+
+    def _check_last(self) -> None:
+        folder = self.folder
+        if whole_folder(folder / "last").is_dir():
+            return
+        best, complete = whole_folder(folder / "best"), (folder / "results.json").is_file()
+        log = folder / "metrics.jsonl"
+        evaluations = log.read_bytes().count(b'"validation"') if log.is_file() else 0
+        # One before training, one more when a kill came between the first best/ and the first
+        # last/: such a run starts again, and comes to the same best/.
+        if complete or (best.is_dir() and evaluations > 2):
+            raise UserError(
+                f"--resume {folder}: its last/, from where it would go on, is gone; "
+                + (f"a new run goes on from its best weights with --model {shlex.quote(str(best))}"
+                   if best.is_dir() else "start a new run")
+            )  # fmt: skip
 
     def _check_free(self) -> None:
         folder = self.folder
@@ -139,6 +157,7 @@ class RunFolder:
             raise UserError(f"--out {self.folder}: cannot be written ({error.strerror})") from None
         this_start = {
             "command": sys.argv,
+            "folder": os.getcwd(),
             "versions": _versions(),
             "device": device,
             "processes": world_size(),
