@@ -48,7 +48,8 @@ def write_report(
     )
     results["per_class"] = per_class_metrics(log_probabilities, targets, labels)
     plot_curves(run.read_log(), ("loss", "accuracy"), run.folder / "curves.png")
-    (run.folder / "report.md").write_text(_report(results), encoding="utf-8")
+    report = _report(results)  # a data set's name may be that of a file that is not UTF-8
+    (run.folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
     run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 

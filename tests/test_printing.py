@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, refused
 
 from gpt2.support.script import run_script as run_main
 
@@ -64,6 +64,27 @@ def test_closed_streams_end_nothing(with_stdout, call_script, tmp_path, monkeypa
         monkeypatch.setattr(sys, name, None)
     done, _ = with_stdout(None, PREDICT, "run")  # would read standard input
     assert done.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_file_whose_name_is_not_utf8(with_stdout, tmp_path):
+    """From an old archive; or, under LC_ALL=C, any name with an é. It stands in what is saved."""
+    name = os.fsdecode(b"caf\xe9.csv")
+    (tmp_path / "cafes.csv").rename(tmp_path / name)
+
+    def console():
+        return io.TextIOWrapper(io.BytesIO(), "utf-8")
+
+    train = (TRAIN, *TINY[:-1], name, "--export", "out", "--pooling", "last")
+    done, _ = with_stdout(console(), *train)
+    refused(done, "--out runs/classification-caf\ufffd-scratch", "UTF-8; name another")
+    done, _ = with_stdout(console(), *train, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text("utf-8"))
+    assert results["data"]["name"] == name[:-4]
+    (tmp_path / "out").rename(tmp_path / "exported")
+    done, _ = with_stdout(console(), TRAIN, "--resume", "run", "--max-steps", 2)
+    assert done.returncode == 0, done.stderr
 
 
 def pipe_without_reader():

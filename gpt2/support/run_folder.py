@@ -74,8 +74,9 @@ class RunFolder:
     def choose(settings: RunSettings, default_name: str) -> RunFolder:
         """The folder that `settings.out` names, or the first free one of runs/NAME, runs/NAME-2 ...
 
-        Raises UserError if the folder holds anything and `settings.overwrite` is off, or if it
-        holds anything but a run; of a run to resume, if what it would go on from is gone.
+        Raises UserError if the folder holds anything and `settings.overwrite` is off, if it holds
+        anything but a run, or if its name is not UTF-8; of a run to resume, if what it would go on
+        from is gone.
         """
         return on_rank_0(lambda: RunFolder._choose(settings, default_name))
 
@@ -85,14 +86,21 @@ class RunFolder:
             run = RunFolder(Path(settings.resume), resume=True)
             run._check_last()
             return run
-        if not settings.out:
+        if settings.out:
+            run = RunFolder(Path(settings.out), settings.overwrite)
+            run._check_free()
+        else:
             folder, number = Path("runs") / default_name, 1
             while folder.exists():
                 number += 1
                 folder = Path("runs") / f"{default_name}-{number}"
-            return RunFolder(folder)
-        run = RunFolder(Path(settings.out), settings.overwrite)
-        run._check_free()
+            run = RunFolder(folder)
+        name = os.fsencode(run.folder).decode("utf-8", "replace")
+        if name != str(run.folder):
+            raise UserError(
+                f"--out {name}: safetensors reads from no folder whose name Python does not take "
+                "for UTF-8; name another"
+            )
         return run
 
     def _check_last(self) -> None:
@@ -249,7 +257,8 @@ class RunFolder:
         file = self.folder / name
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         try:
-            write_file(file, text.encode("utf-8"))
+            # a path that is not UTF-8 has half surrogates, which JSON can escape
+            write_file(file, text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise UserError(f"{file}: cannot be written ({error.strerror})") from None
 
