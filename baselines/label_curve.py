@@ -33,7 +33,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
-from gpt2.support.tables import format_table
+from gpt2.support.tables import format_table, save_picture
 
 _ROOT = Path(__file__).resolve().parents[1]
 _OWN_FLAGS = set("--data --model --init --seed --max-train --max-test --out --resume".split())
@@ -158,40 +158,36 @@ def curve_table(points: list[dict[str, Any]], task: str) -> str:
 
 def plot_curve(points: list[dict[str, Any]], task: str, file: Path) -> None:
     """One line a contender; with several seeds the mean, and a bar of one standard deviation."""
-    import matplotlib  # here, because it takes a second that `--help` need not wait for
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        for name in dict.fromkeys(point["contender"] for point in points):
+            by_rows: dict[int, list[float]] = {}
+            for point in points:
+                if point["contender"] == name:
+                    by_rows.setdefault(point["rows"], []).append(point["value"])
+            rows = sorted(by_rows)
+            axis.errorbar(
+                rows,
+                [np.mean(by_rows[n]) for n in rows],
+                yerr=[np.std(by_rows[n], ddof=1) if len(by_rows[n]) > 1 else 0 for n in rows],
+                marker="o",
+                linestyle="--" if "bag" in name else "-",
+                label=name,
+            )
+        axis.set_xscale("log")
+        ticks = sorted({point["rows"] for point in points})
+        axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        axis.minorticks_off()
+        axis.set(
+            xlabel="training rows",
+            ylabel="loss of a response token, test (nats)" if task == "instruction"
+            else "test accuracy (%)",
+        )  # fmt: skip
+        axis.grid(alpha=0.3)
+        axis.legend()
 
-    figure, axis = pyplot.subplots(figsize=(6.4, 4))
-    for name in dict.fromkeys(point["contender"] for point in points):
-        by_rows: dict[int, list[float]] = {}
-        for point in points:
-            if point["contender"] == name:
-                by_rows.setdefault(point["rows"], []).append(point["value"])
-        rows = sorted(by_rows)
-        axis.errorbar(
-            rows,
-            [np.mean(by_rows[n]) for n in rows],
-            yerr=[np.std(by_rows[n], ddof=1) if len(by_rows[n]) > 1 else 0 for n in rows],
-            marker="o",
-            linestyle="--" if "bag" in name else "-",
-            label=name,
-        )
-    axis.set_xscale("log")
-    ticks = sorted({point["rows"] for point in points})
-    axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
-    axis.minorticks_off()
-    axis.set(
-        xlabel="training rows",
-        ylabel="loss of a response token, test (nats)" if task == "instruction"
-        else "test accuracy (%)",
-    )  # fmt: skip
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    save_picture(file, (6.4, 4), draw)
 
 
 def main() -> None:

@@ -288,4 +288,4 @@ def _print(parts: Iterable[tuple[Part, list[str], list[Answer]]], labels: list[s
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, is_filter=True)

@@ -50,7 +50,8 @@ def write_report(
     curves.png and report.md."""
     results |= look_closer(splits.test, splits.labels, log_probabilities)
     plot_curves(run.read_log(), ("loss", "accuracy"), run.folder / "curves.png")
-    (run.folder / "report.md").write_text(_report(results), encoding="utf-8")
+    report = _report(results)  # a data set's name may be that of a file that is not UTF-8
+    (run.folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
     run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 

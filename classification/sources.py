@@ -38,6 +38,8 @@ class DataSettings:
         "JSONL, Parquet or Arrow file, also as .gz, .xz or .zip, a folder with train and test "
         "files or from datasets' save_to_disk, the aclImdb folder, or a data set of the hub: "
         "OWNER/NAME or OWNER/NAME:CONFIGURATION",
+        may_change=True,
+        names=BUILT_IN,
     )
     revision: str = flag(
         "", "commit, branch or tag of a data set of the hub; left out, the newest; a run records "

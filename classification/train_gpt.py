@@ -127,8 +127,8 @@ def main() -> None:
         return classification_metrics(log_probabilities(split, desc), targets[split])
 
     model.eval()
-    before = run.folder.once(
-        "before.json", lambda: {"origin": origin, "test": metrics("test", "test split, before")}
+    before = run.measure_before(
+        lambda: {"origin": origin, "test": metrics("test", "test split, before")}, splits.items()
     )
     recipe = Recipe(
         "classification",

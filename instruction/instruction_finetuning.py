@@ -144,7 +144,7 @@ def main() -> None:
         return loss_on("validation")
 
     model.eval()
-    before = run.folder.once("before.json", lambda: {"origin": origin} | look_at_test("before"))
+    before = run.measure_before(lambda: {"origin": origin} | look_at_test("before"), splits.items())
     recipe = Recipe(
         "instruction",
         run.encoding,

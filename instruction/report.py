@@ -73,7 +73,8 @@ def task_records(before: Sequence[str], after: Sequence[str]) -> list[dict[str, 
 def write_report(run: RunFolder, results: dict[str, Any]) -> None:
     """Write results.json, curves.png and report.md."""
     plot_curves(run.read_log(), ("loss", "perplexity"), run.folder / "curves.png")
-    (run.folder / "report.md").write_text(_report(results), encoding="utf-8")
+    report = _report(results)  # a data set's name may be that of a file that is not UTF-8
+    (run.folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
     run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 

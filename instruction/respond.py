@@ -292,4 +292,4 @@ def converse(show: Callable[[str, int], None]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, is_filter=True)

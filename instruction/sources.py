@@ -45,6 +45,8 @@ class DataSettings:
         "sample (340 built-in instructions), alpaca or alpaca-gpt4 (52,000 each, downloaded), or a "
         "JSON, JSONL, CSV, TSV, Parquet or Arrow file, also as .gz, .xz or .zip, a folder with one "
         "such table, or a data set of the hub: OWNER/NAME or OWNER/NAME:CONFIGURATION",
+        may_change=True,
+        names=BUILT_IN,
     )
     revision: str = flag(
         "", "commit, branch or tag of a data set of the hub; left out, the newest; a run records "

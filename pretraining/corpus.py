@@ -55,11 +55,15 @@ class CorpusSettings:
         "files and folders with texts: Parquet, JSONL, JSON, CSV, TSV, or .txt. PATH:COLUMN,COLUMN "
         "names the columns, joined by an empty line; left out, `text`, or instruction, input and "
         "output. sample stands for the built-in reviews and instructions",
+        may_change=True,
+        names=("sample",),
     )
     exclude: tuple[str, ...] = flag(
         (),
         "files and folders, written as for --data, whose texts must not be in: a test split. White "
         "space, <br /> and entities make no difference",
+        may_change=True,
+        names=(),
     )
     validation_share: float = flag(
         0.01, "share of each source's documents kept for validation, at least one document",

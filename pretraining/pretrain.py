@@ -114,9 +114,9 @@ def main() -> None:
         return mean_over_sources(metrics, validation) | (apart if len(apart) > 1 else {})
 
     model.eval()
-    before = run.folder.once(
-        "before.json",
+    before = run.measure_before(
         lambda: {"origin": origin, "by_source": by_source(), "continuations": continuations()},
+        [("train", corpus.train), ("validation", corpus.validation)],
     )
     recipe = Recipe(
         "pretraining",
@@ -271,7 +271,8 @@ def write_report(run: RunFolder, results: dict[str, Any]) -> None:
         for who in ("before", "after"):
             quoted = "\n".join(f"> {line}" for line in (row[who] or "(nothing)").splitlines())
             parts.append(f"**{who}**\n\n{quoted}")
-    (run.folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    report = "\n\n".join(parts) + "\n"  # a source's name may be that of a file that is not UTF-8
+    (run.folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
     run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 

@@ -267,5 +267,7 @@ def _json_text(value: object) -> str | None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write `content` as JSON that a person can read too."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `content` as JSON that a person can read too. (Half surrogates, as in a path that is
+    not UTF-8, become escapes.)"""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")

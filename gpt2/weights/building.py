@@ -41,6 +41,7 @@ class ModelSettings:
         "mini (7 million parameters); gpt2, gpt2-medium, gpt2-large or gpt2-xl, downloaded; a "
         "folder: a run to go on from, or a GPT-2 in the Hugging Face layout; scratch: your own "
         "shape by --n-layer, --n-head and --n-embd, with mini's tokenizer",
+        names=(*SIZES, "scratch"),
     )
     init: str = flag(
         "",

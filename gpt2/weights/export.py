@@ -102,7 +102,7 @@ def export(run: Path, folder: Path, dtype: str = "float32") -> None:
         if "labels" not in recipe.settings:
             write_json(temporary / "generation_config.json", _generation_config(recipe))
         card = model_card(folder.resolve().name, model, recipe, results)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         for file in temporary.iterdir():  # safetensors makes files only their owner reads
             shutil.copymode(temporary / "config.json", file)
         if folder.exists():
