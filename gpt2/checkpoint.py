@@ -23,7 +23,7 @@ import tiktoken
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from gpt2.heads import build_head, describe_head
 from gpt2.model import GPT2, GPT2Config
@@ -32,6 +32,13 @@ from gpt2.support.durable import MANIFEST, check_folder, replacing_folder, whole
 from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
 from gpt2.support.run_folder import git_commit
+from gpt2.support.same_logits import (
+    compute_logits,
+    fixed_rows,
+    how_changed,
+    own_classes,
+    same_logits,
+)
 from gpt2.tokenizer import load_encoding, save_encoding
 
 # What each task needs to prepare new text as it was prepared for training, the columns in which it
@@ -111,10 +118,10 @@ def save_checkpoint(
         "settings": recipe.settings,
         "step": state.step,
         "validation": state.validation,
-        "classes": _classes(model),
+        "classes": own_classes(model),
         "git_commit": git_commit(),
     }
-    tokens, lengths = fixed_rows(model.config)
+    tokens, lengths = fixed_rows(model.config.n_positions, model.config.vocab_size)
     logits = compute_logits(model, tokens, lengths)
     computed = {"tokens": tokens, "lengths": lengths, "logits": logits}
     weights = _on_cpu(_tensors(model))
@@ -229,47 +236,6 @@ def load_weights(folder: Path, model: GPT2) -> None:
     _take_weights(folder, model)
 
 
-# --- what a model computes: the same weights in other code are another model
-
-# Rounding alone, from machine to machine, moves logits by about a millionth of the largest (float32
-# against float64: 1e-7 to 1e-6). An exact GELU in the place of its approximation, as small a change
-# as there is, moves those of mini by 1e-3; another head or order of operations by far more.
-_OF_THE_LARGEST = 1e-4
-_AT_LEAST = 1e-5  # where all logits are near 0, they are differences of larger numbers
-
-
-def fixed_rows(config: GPT2Config) -> tuple[Tensor, Tensor]:
-    """Two rows of tokens (2, T) int64 that fit any vocabulary and context, and their lengths (2,).
-    The second is shorter, so that it counts what becomes of pads."""
-    tokens = torch.tensor([[1, 2, 3, 5, 8, 13], [21, 34, 55, 0, 0, 0]]) % config.vocab_size
-    return tokens[:, : config.n_positions], torch.tensor([6, 3]).clamp(max=config.n_positions)
-
-
-@torch.no_grad()
-def compute_logits(model: nn.Module, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """The logits of `model`, any module with `forward(tokens, lengths)`, in evaluation mode and in
-    float32, on the CPU; the model stays in the mode it was in. Of a sharded model all processes
-    must call this."""
-    device = next(model.parameters()).device
-    was_training, precision = model.training, torch.get_float32_matmul_precision()
-    model.eval()
-    torch.set_float32_matmul_precision("highest")  # TF32 rounds as much as an exact GELU changes
-    with torch.autocast(device.type, enabled=False):
-        logits = model(tokens.to(device), lengths.to(device)).float().cpu()
-    torch.set_float32_matmul_precision(precision)
-    model.train(was_training)
-    reshard(model)
-    return logits.contiguous()
-
-
-def same_logits(logits: Tensor, expected: Tensor) -> bool:
-    """Whether two computations of logits differ by no more than rounding."""
-    allowed = _AT_LEAST + _OF_THE_LARGEST * expected.nan_to_num().abs().max().item()
-    return logits.shape == expected.shape and torch.allclose(
-        logits, expected, rtol=0, atol=allowed, equal_nan=True
-    )
-
-
 def _take_weights(folder: Path, model: nn.Module) -> None:
     """Copy the weights of the checkpoint `folder` into `model`, and see whether they compute there
     what they did when they were saved. (Older checkpoints do not say.)"""
@@ -282,7 +248,7 @@ def _take_weights(folder: Path, model: nn.Module) -> None:
         return
     raise UserError(
         f"{folder}: was made by other code, or of another architecture, than this checkout's "
-        f"({_how_changed(logits, then['logits'])}); {_made_by(folder, model)}"
+        f"({how_changed(logits, then['logits'])}); {_made_by(folder, model)}"
     )
 
 
@@ -290,30 +256,9 @@ def _made_by(folder: Path, model: nn.Module | None = None) -> str:
     """Which code made a checkpoint, as far as it says (older ones do not): the classes that `model`
     is not made of, and the commit."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    classes = sorted(set(config.get("classes", ())) - set(_classes(model))) if model else []
+    classes = sorted(set(config.get("classes", ())) - set(own_classes(model))) if model else []
     commit = [f"commit {config['git_commit']}"] if config.get("git_commit") else []
     return ", ".join(["use the code that made it", *classes, *commit])
-
-
-def _how_changed(logits: Tensor, expected: Tensor) -> str:
-    if logits.shape != expected.shape:
-        return f"logits of shape {list(expected.shape)} are {list(logits.shape)} here"
-    largest = (logits - expected).abs().argmax()
-    return f"a logit of {expected.flatten()[largest]:.4g} is {logits.flatten()[largest]:.4g} here"
-
-
-def _classes(model: nn.Module) -> list[str]:
-    """The names of the classes that `model` is made of, torch's own left out (fully_shard puts
-    some in front of a sharded model's)."""
-    names = set()
-    for module in model.modules():
-        own = [
-            cls.__name__
-            for cls in type(module).__mro__
-            if cls.__module__.split(".")[0] not in ("torch", "builtins")
-        ]
-        names.update(own[:1])
-    return sorted(names)
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:

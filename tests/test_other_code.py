@@ -18,17 +18,16 @@ from torch.nn import functional as F
 import gpt2.model
 from gpt2.checkpoint import (
     TrainingState,
-    compute_logits,
-    fixed_rows,
     load_checkpoint,
     load_training,
     load_weights,
     save_checkpoint,
 )
 from gpt2.heads import POOLINGS, ClassificationHead, Head, LanguageModelHead
-from gpt2.model import GPT2, MLP, Block, CausalSelfAttention, GPT2Config
+from gpt2.model import GPT2, MLP, Block, CausalSelfAttention
 from gpt2.support.durable import MANIFEST
 from gpt2.support.errors import UserError
+from gpt2.support.same_logits import compute_logits, fixed_rows
 from gpt2.weights.building import ModelSettings, build_model
 from gpt2.weights.export import export
 
@@ -216,7 +215,7 @@ def test_a_model_is_left_as_it_was(training):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     with torch.autocast("cpu", torch.bfloat16):
-        logits = compute_logits(model, *fixed_rows(GPT2Config(n_positions=4, vocab_size=50)))
+        logits = compute_logits(model, *fixed_rows(4, 50))
     assert logits.shape == (2, 4, 2, 2) and logits.dtype == torch.float32
     assert model.training is training
     assert torch.equal(torch.get_rng_state(), before)
@@ -225,7 +224,7 @@ def test_a_model_is_left_as_it_was(training):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 9), (1024, 50257)])
 def test_the_rows_fit_any_vocabulary_and_context(shape):
     n_positions, vocab_size = shape
-    tokens, lengths = fixed_rows(GPT2Config(n_positions=n_positions, vocab_size=vocab_size))
+    tokens, lengths = fixed_rows(n_positions, vocab_size)
     assert tokens.max() < vocab_size and tokens.min() >= 0
     assert tokens.shape[1] <= n_positions
     assert 1 <= lengths.min() and lengths.max() <= tokens.shape[1]

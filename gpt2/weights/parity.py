@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2.checkpoint import compute_logits, fixed_rows, same_logits
 from gpt2.model import GPT2
 from gpt2.support.errors import UserError
+from gpt2.support.same_logits import compute_logits, fixed_rows, same_logits
 
 
 def check_parity(model: GPT2) -> None:
@@ -22,7 +22,7 @@ def check_parity(model: GPT2) -> None:
     CPU, or would compute something else from its weights."""
     try:
         architecture = model.head.counterpart()
-        tokens, lengths = fixed_rows(model.config)
+        tokens, lengths = fixed_rows(model.config.n_positions, model.config.vocab_size)
         theirs = transformers_logits(model, architecture, tokens, lengths)
     except ValueError as error:
         raise UserError(str(error)) from None
