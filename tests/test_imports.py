@@ -27,11 +27,7 @@ MAY_IMPORT = {
 }
 # 1: the one call upwards, on purpose: the table that ends the script has a line of the baseline's.
 
-# Files that may be longer than the others, and why.
 LONGEST_FILE = 350
-LONGER = {
-    "benchmarks/throughput.py": 365,  # a third of it is the table of contenders
-}
 LONGEST_TRAIN = 60  # lines of `train`, without its docstring
 MOST_IN_GPT2 = 14  # files beside the folders
 
@@ -199,9 +195,4 @@ def test_no_file_holds_two_ideas():
         file.relative_to(REPOSITORY).as_posix(): len(file.read_text("utf-8").splitlines())
         for file in modules_of(REPOSITORY).values()
     }
-    too_long = {
-        name: lines for name, lines in lengths.items() if lines > LONGER.get(name, LONGEST_FILE)
-    }
-    assert too_long == {}
-    # an exception that is not needed any more
-    assert [name for name in LONGER if lengths[name] <= LONGEST_FILE] == []
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
