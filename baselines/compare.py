@@ -11,10 +11,17 @@ Runs of instruction tuning are compared by the loss of their test rows and by th
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import argparse
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +33,7 @@ from gpt2.support.files import write_json
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.intervals import RESAMPLES, Difference, grouped_difference, holm, mcnemar
 from gpt2.support.script import run_script
-from gpt2.support.tables import format_table, shorten
+from gpt2.support.tables import format_table, save_picture, shorten
 
 QUOTED = 5  # rows of each kind that changed sides
 
@@ -127,22 +134,18 @@ def quote_changes(pair: Pair) -> list[str]:
 
 def plot_groups(groups: list[Group], file: Path) -> None:
     """Each group's mean with its interval, one below the other."""
-    import matplotlib  # here, because it takes a second that `--help` need not wait for
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        for place, group in enumerate(groups):
+            axis.plot([group.low, group.high], [place, place], color="tab:blue")
+            axis.plot([group.mean], [place], marker="o", color="tab:blue")
+        axis.set_yticks(range(len(groups)), [shorten(group.name, 40) for group in groups])
+        axis.invert_yaxis()
+        axis.set_xlabel(f"{groups[0].measure}, mean over seeds and 95 % interval")
+        axis.grid(alpha=0.3)
 
-    figure, axis = pyplot.subplots(figsize=(7, 1 + 0.5 * len(groups)))
-    for place, group in enumerate(groups):
-        axis.plot([group.low, group.high], [place, place], color="tab:blue")
-        axis.plot([group.mean], [place], marker="o", color="tab:blue")
-    axis.set_yticks(range(len(groups)), [shorten(group.name, 40) for group in groups])
-    axis.invert_yaxis()
-    axis.set_xlabel(f"{groups[0].measure}, mean over seeds and 95 % interval")
-    axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    save_picture(file, (7, 1 + 0.5 * len(groups)), draw)
 
 
 def describe(groups: list[Group], pairs: list[Pair], settings: CompareSettings) -> dict[str, Any]:

@@ -11,25 +11,29 @@ is stopped goes on where it was when the same command is given again. Another co
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
+import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from baselines.running import run_once
 from baselines.train_logreg import FEATURES
 from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
-from gpt2.support.tables import format_table
+from gpt2.support.tables import format_table, save_picture
 
-_ROOT = Path(__file__).resolve().parents[1]
 _OWN_FLAGS = set("--data --model --init --seed --max-train --max-test --out --resume".split())
 
 
@@ -68,30 +72,6 @@ def contenders(settings: CurveSettings, rows: int, seed: int) -> dict[str, list[
     name = Path(settings.model).name
     gpt += ["--model", settings.model, "--seed", str(seed), "--resume", "auto"]
     return bags | {f"{name}, {init}": [*gpt, "--init", init] for init in ("random", "pretrained")}
-
-
-def run_once(command: list[str], folder: Path) -> dict[str, Any]:
-    """results.json of the run in `folder`, after `command` has made it if it was not there.
-
-    Raises UserError if the command is stopped, or if other flags have made the run; SystemExit if
-    the command refuses its flags, which it has said itself.
-    """
-    if not (folder / "results.json").is_file():
-        script = str(_ROOT / command[0])
-        done = subprocess.run(
-            [sys.executable, script, *command[1:], "--out", str(folder)], stdout=subprocess.DEVNULL
-        )
-        if done.returncode == 2:
-            sys.exit(2)
-        if done.returncode:
-            raise UserError(f"{folder}: stopped; the same command goes on with the curve")
-    made_by = json.loads((folder / "config.json").read_text(encoding="utf-8"))["command"][1:-2]
-    if made_by != command[1:]:  # the last two were --out
-        raise UserError(
-            f"{folder}: was made by other flags, {shlex.join(made_by)}; remove it, or give another "
-            "--out"
-        )
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 def measure(results: dict[str, Any]) -> float:
@@ -152,40 +132,36 @@ def curve_table(points: list[dict[str, Any]], task: str) -> str:
 
 def plot_curve(points: list[dict[str, Any]], task: str, file: Path) -> None:
     """One line a contender; with several seeds the mean, and a bar of one standard deviation."""
-    import matplotlib  # here, because it takes a second that `--help` need not wait for
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        for name in dict.fromkeys(point["contender"] for point in points):
+            by_rows: dict[int, list[float]] = {}
+            for point in points:
+                if point["contender"] == name:
+                    by_rows.setdefault(point["rows"], []).append(point["value"])
+            rows = sorted(by_rows)
+            axis.errorbar(
+                rows,
+                [np.mean(by_rows[n]) for n in rows],
+                yerr=[np.std(by_rows[n], ddof=1) if len(by_rows[n]) > 1 else 0 for n in rows],
+                marker="o",
+                linestyle="--" if "bag" in name else "-",
+                label=name,
+            )
+        axis.set_xscale("log")
+        ticks = sorted({point["rows"] for point in points})
+        axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        axis.minorticks_off()
+        axis.set(
+            xlabel="training rows",
+            ylabel="loss of a response token, test (nats)" if task == "instruction"
+            else "test accuracy (%)",
+        )  # fmt: skip
+        axis.grid(alpha=0.3)
+        axis.legend()
 
-    figure, axis = pyplot.subplots(figsize=(6.4, 4))
-    for name in dict.fromkeys(point["contender"] for point in points):
-        by_rows: dict[int, list[float]] = {}
-        for point in points:
-            if point["contender"] == name:
-                by_rows.setdefault(point["rows"], []).append(point["value"])
-        rows = sorted(by_rows)
-        axis.errorbar(
-            rows,
-            [np.mean(by_rows[n]) for n in rows],
-            yerr=[np.std(by_rows[n], ddof=1) if len(by_rows[n]) > 1 else 0 for n in rows],
-            marker="o",
-            linestyle="--" if "bag" in name else "-",
-            label=name,
-        )
-    axis.set_xscale("log")
-    ticks = sorted({point["rows"] for point in points})
-    axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
-    axis.minorticks_off()
-    axis.set(
-        xlabel="training rows",
-        ylabel="loss of a response token, test (nats)" if task == "instruction"
-        else "test accuracy (%)",
-    )  # fmt: skip
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    save_picture(file, (6.4, 4), draw)
 
 
 def main() -> None:

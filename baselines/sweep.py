@@ -5,17 +5,23 @@
     python baselines/sweep.py --task instruction --vary train-on-prompt=no,yes -- --data mine.jsonl
 
 What follows `--` goes to every run as it is. A combination is a run of the task's own script in a
-folder of its own under --out; stopped and started again, the sweep does only what is missing. No run
-reads the test split: only those of the line that is chosen are tested, once, at the end.
+folder of its own under --out; stopped and started again, the sweep does only what is missing. The
+test split is read once, at the end, by the runs of the line that is chosen.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import itertools
 import shlex
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +34,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
-from gpt2.support.tables import format_table
+from gpt2.support.tables import format_table, save_picture
 
 SCRIPTS = {
     "classification": ("classification/train_gpt.py", classification.train_gpt.SETTINGS),
@@ -170,9 +176,7 @@ def sweep_table(lines: list[Line], best: Line, metrics: list[str]) -> str:
         seconds = np.mean([run["training"]["seconds"] for run in line.results])
         cells = [_mean_and_deviation(line.values(metric), metric) for metric in metrics]
         chosen = "chosen" if line is best else ""
-        rows.append(
-            [*line.flags.values(), len(line.results), *cells, f"{seconds:,.0f}", chosen]
-        )
+        rows.append([*line.flags.values(), len(line.results), *cells, f"{seconds:,.0f}", chosen])
     header = [*lines[0].flags, "runs", *metrics, "training s", ""]
     return format_table(header, rows)
 
@@ -185,23 +189,19 @@ def _mean_and_deviation(values: list[float], metric: str) -> str:
 
 def plot_lines(lines: list[Line], metric: str, file: Path) -> None:
     """Each run as a dot and each line's mean as a bar, one combination below the other."""
-    import matplotlib  # here, because it takes a second that `--help` need not wait for
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        for place, line in enumerate(lines):
+            values = line.values(metric)
+            axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.5)
+            axis.plot([np.mean(values)], [place], "|", markersize=18, color="tab:blue")
+        axis.set_yticks(range(len(lines)), [line.name or "as it is" for line in lines])
+        axis.invert_yaxis()
+        axis.set_xlabel(f"validation {metric}, each run and the mean")
+        axis.grid(alpha=0.3)
 
-    figure, axis = pyplot.subplots(figsize=(7, 1 + 0.5 * len(lines)))
-    for place, line in enumerate(lines):
-        values = line.values(metric)
-        axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.5)
-        axis.plot([np.mean(values)], [place], "|", markersize=18, color="tab:blue")
-    axis.set_yticks(range(len(lines)), [line.name or "as it is" for line in lines])
-    axis.invert_yaxis()
-    axis.set_xlabel(f"validation {metric}, each run and the mean")
-    axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    save_picture(file, (7, 1 + 0.5 * len(lines)), draw)
 
 
 def main() -> None:
@@ -211,11 +211,11 @@ def main() -> None:
     (settings,) = parse_flags([SweepSettings], about, argv[:cut])
     if settings.folds == 1:
         raise UserError("--folds 1: must be 0, or at least 2")
-    lines = make_lines(settings, argv[cut + 1 :])
-    run_all(lines, settings)
     metrics = ["loss", "accuracy", "f1"] if settings.task == "classification" else ["loss"]
     if settings.by not in metrics:
         raise UserError(f"--by {settings.by}: instructions are chosen by their loss")
+    lines = make_lines(settings, argv[cut + 1 :])
+    run_all(lines, settings)
     best = choose(lines, settings.by)
     table = sweep_table(lines, best, metrics)
     tested = test_chosen(best, settings.task)

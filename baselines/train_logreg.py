@@ -6,10 +6,22 @@ A neural model is worth what it adds to this. Three kinds of features:
     tfidf   words and word pairs, rare ones weigh more
     nb      words, pairs and triples that occur, scaled by how much naive Bayes trusts them
             (Wang and Manning 2012, "Baselines and Bigrams")
+
+Where the texts have no words to count, as Chinese and Japanese without spaces between them, or
+emoji, it counts sequences of one to three characters instead, and its name says so.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +32,9 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from classification.data import Splits, describe_splits, load_splits
+from classification.data import Splits, describe_splits, load_splits, print_splits
 from classification.evaluation import classification_metrics
 from classification.sources import DataSettings
-from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.run_folder import RunFolder, RunSettings
 from gpt2.support.script import run_script
@@ -35,27 +46,48 @@ FEATURES = ("count", "tfidf", "nb")
 _INVERSE_PENALTY = {"count": 0.1, "tfidf": 100.0, "nb": 1.0}
 _WORD_OR_SIGN = r"\w+|[^\w\s]"  # "i", "!" and the "10" of "10 / 10" count as well
 
+# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han and their signs: no spaces between words there.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
+_WORD = re.compile(r"\w\w+")  # what CountVectorizer takes for one
+
+
+def has_words(texts: Sequence[str]) -> bool:
+    """Whether a bag of words can work on `texts`: at least half of them have a word, and at least
+    half of their characters are of no script without spaces between words.
+
+    >>> has_words(["A fine film", "Dull"]), has_words(["很好看的电影"]), has_words(["😀😀", "😡"])
+    (True, False, False)
+    """
+    with_word = sum(bool(_WORD.search(text)) for text in texts)
+    unspaced = sum(len(_UNSPACED.findall(text)) for text in texts if not text.isascii())
+    return 2 * with_word >= len(texts) and 2 * unspaced <= sum(map(len, texts))
+
 
 class BagOfWords:
-    """Logistic regression on one kind of features.
-
-    Raises UserError if the training texts have no word in them.
-    """
+    """Logistic regression on one kind of features; of words or, if the texts that it is fitted to
+    have none, of characters. `name` says which."""
 
     def __init__(self, features: str) -> None:
         if features not in FEATURES:
             raise ValueError(f"features '{features}' is not one of {', '.join(FEATURES)}")
         self.features = features
-        if features == "count":
-            self.vectorizer = CountVectorizer()
-        elif features == "tfidf":
-            self.vectorizer = TfidfVectorizer(
-                ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD_OR_SIGN
-            )
+
+    def _make_vectorizer(self, words: bool) -> CountVectorizer:
+        if not words:
+            how: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)}
+        elif self.features == "count":
+            how = {}
         else:
-            self.vectorizer = CountVectorizer(
-                ngram_range=(1, 3), binary=True, token_pattern=_WORD_OR_SIGN, dtype=np.float32
-            )
+            longest = 2 if self.features == "tfidf" else 3
+            how = {"token_pattern": _WORD_OR_SIGN, "ngram_range": (1, longest)}
+        if self.features == "tfidf":
+            return TfidfVectorizer(sublinear_tf=True, **how)
+        if self.features == "nb":
+            return CountVectorizer(binary=True, dtype=np.float32, **how)
+        return CountVectorizer(**how)
 
     def fit(
         self,
@@ -67,10 +99,10 @@ class BagOfWords:
         """Learn from `texts` and their class ids `targets` (rows,); every class must occur. With
         `class_weights` (num_classes,) a row counts as much as its class says."""
         row_weights = None if class_weights is None else class_weights[targets]
-        try:
-            X = self.vectorizer.fit_transform(texts)  # (rows, words)
-        except ValueError as error:  # an empty vocabulary
-            raise UserError(f"the bag of words finds no words in the training texts ({error})")
+        words = has_words(texts)
+        self.name = "logistic regression" if words else "logistic regression on characters"
+        self.vectorizer = self._make_vectorizer(words)
+        X = self.vectorizer.fit_transform(texts)  # (rows, words)
         # Two classes need one regression, more need one for each class against the rest.
         self.num_classes = num_classes
         positives = [1] if num_classes == 2 else range(num_classes)
@@ -143,7 +175,7 @@ def measure_baseline(
     """The part of results.json on the bag of words (name, features, seconds of training, metrics on
     validation and test), and its log-probabilities on these two."""
     model, metrics, seconds = fit_baseline(splits, features, class_weights)
-    found = {"name": "logistic regression", "features": features, "seconds": seconds} | metrics
+    found = {"name": model.name, "features": features, "seconds": seconds} | metrics
     return found, {
         split: model.predict_log_probabilities(frame["text"])
         for split, frame in splits.items()
@@ -171,11 +203,11 @@ def main() -> None:
             RunSettings(out=settings.out, overwrite=settings.overwrite), "baseline"
         )
     splits = load_splits(data, data.split_seed)
-    for split, frame in splits.items():
-        print(f"{split:<10} {len(frame):>7,} rows")
+    data.revision = splits.revision
+    print_splits(splits)
 
     model, results, seconds = fit_baseline(splits, settings.features)
-    print(f"\nlogistic regression on {settings.features} features, {seconds:.1f} s of training\n")
+    print(f"\n{model.name}, {settings.features} features, {seconds:.1f} s of training\n")
     rows = [
         [split, *(percent(m[k]) for k in ("accuracy", "precision", "recall", "f1")),
          f"{m['loss']:.4f}"]
@@ -187,7 +219,7 @@ def main() -> None:
         print(f"speaks for '{label}': {', '.join(words)}")
     if run:
         run.start({"data": data, "baseline": settings}, device="cpu")
-        baseline = {"name": "logistic regression", "features": settings.features,
+        baseline = {"name": model.name, "features": settings.features,
                     "seconds": seconds} | results  # fmt: skip
         run.write_json(
             "results.json",

@@ -10,6 +10,13 @@ between the rate that `throughput.py` measures of the machine and the rate that 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -10,10 +10,18 @@ no padding; each point in a process of its own, so that its peak memory is its o
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import dataclasses
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,7 +34,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
-from gpt2.support.tables import format_table
+from gpt2.support.tables import format_table, save_picture
 
 
 @dataclass
@@ -84,39 +92,37 @@ def plot(
 ) -> None:
     """Seconds above, memory below, one column for each of what varies; both axes logarithmic, where
     a straight line is a power and a slope of 1 is proportion."""
-    import matplotlib  # here, because it takes a second that `--help` need not wait for
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
-
     labels = {"max_length": "tokens of a row", "batch_size": "rows", "model": "parameters"}
-    figure, axes = pyplot.subplots(2, 3, figsize=(9.6, 5.6), sharex="col", sharey="row")
-    for (field, points), (above, below) in zip(swept.items(), axes.T, strict=True):
-        points = [point for point in points if point in measured]
-        places = [getattr(point, field) for point in points]
-        ticks = [str(place) for place in places]
-        if field == "model":
-            places = [count_by_shape(SIZES[name]) for name in places]
-        above.plot(places, [measured[point][0] for point in points], marker="o")
-        below.plot(places, [measured[point][1] / 2**30 for point in points], marker="o")
-        below.set_xlabel(labels[field])
-        for axis in (above, below):
-            axis.set_xscale("log")
-            axis.set_yscale("log")
-            axis.grid(alpha=0.3, which="both")
-            axis.set_xticks(places, ticks)
-            axis.set_xticks([], minor=True)
-        if field == "model":
-            below.tick_params(axis="x", labelrotation=25)
-    axes[0, 0].set_ylabel("seconds a step")
-    axes[1, 0].set_ylabel("peak memory (GiB)")
-    for axis in axes[:, 0]:
-        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("")
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+
+    def draw(figure: Any) -> None:
+        from matplotlib import ticker
+
+        axes = figure.subplots(2, 3, sharex="col", sharey="row")
+        for (field, points), (above, below) in zip(swept.items(), axes.T, strict=True):
+            points = [point for point in points if point in measured]
+            places = [getattr(point, field) for point in points]
+            ticks = [str(place) for place in places]
+            if field == "model":
+                places = [count_by_shape(SIZES[name]) for name in places]
+            above.plot(places, [measured[point][0] for point in points], marker="o")
+            below.plot(places, [measured[point][1] / 2**30 for point in points], marker="o")
+            below.set_xlabel(labels[field])
+            for axis in (above, below):
+                axis.set_xscale("log")
+                axis.set_yscale("log")
+                axis.grid(alpha=0.3, which="both")
+                axis.set_xticks(places, ticks)
+                axis.set_xticks([], minor=True)
+            if field == "model":
+                below.tick_params(axis="x", labelrotation=25)
+        axes[0, 0].set_ylabel("seconds a step")
+        axes[1, 0].set_ylabel("peak memory (GiB)")
+        for axis in axes[:, 0]:
+            axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
+
+    save_picture(file, (9.6, 5.6), draw)
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ from gpt2.support.errors import UserError
 from gpt2.support.flags import flag
 from gpt2.weights.building import ModelSettings, build_model, choose_config, count_parameters
 from gpt2.weights.export import export
-from instruction.data import DataSettings as InstructionSettings
 from instruction.data import InstructionDataset
 from instruction.data import load_splits as load_instructions
+from instruction.sources import DataSettings as InstructionSettings
 from instruction.template import Template
 
 TASK_NAMES = ("training", "prediction", "instruction", "generation")

@@ -13,6 +13,7 @@ import numpy as np
 
 from classification.evaluation import label_metrics
 from gpt2.support.errors import UserError
+from gpt2.support.tables import save_picture
 
 BINS = 15
 
@@ -137,19 +138,17 @@ def best_threshold(probability: np.ndarray, is_positive: np.ndarray) -> float:
 
 def plot_reliability(bins: dict[str, list[dict[str, float]]], file: Path) -> None:
     """Draw confidence against accuracy, one line for each name in `bins` (of `reliability`)."""
-    import matplotlib  # here, because it takes a second that `--help` need not wait for
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="honest")
+        for name, found in bins.items():
+            confidence, accuracy = (
+                [each[key] for each in found] for key in ("confidence", "accuracy")
+            )
+            axis.plot(confidence, accuracy, marker="o", label=name)
+        axis.set(xlabel="probability of the predicted class", ylabel="share that is right")
+        axis.grid(alpha=0.3)
+        axis.legend()
 
-    figure, axis = pyplot.subplots(figsize=(4.4, 4))
-    axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="honest")
-    for name, found in bins.items():
-        axis.plot([b["confidence"] for b in found], [b["accuracy"] for b in found], marker="o",
-                  label=name)  # fmt: skip
-    axis.set(xlabel="probability of the predicted class", ylabel="share that is right")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    save_picture(file, (4.4, 4), draw)

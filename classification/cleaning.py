@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from gpt2.support.cells import bare_label, same_numbers
 from gpt2.support.files import collapse_white_space, replace_br_tags, unescape_entities
 
 _STEPS = {
@@ -18,12 +19,13 @@ _SPLITS = ("train", "validation", "test")
 
 
 def clean(
-    parts: dict[str, pl.DataFrame],
+    parts: dict[str, pl.DataFrame], notes: list[str]
 ) -> tuple[dict[str, pl.DataFrame], dict[str, int], dict[str, int]]:
     """Clean the raw splits: frames with `text` and `label` (String), and `group` where rows belong
     together.
 
-    Returns the clean splits, {step: texts it changed} and {reason: rows removed}.
+    Returns the clean splits, {step: texts it changed} and {reason: rows removed}. Labels that are
+    the same but for what nobody sees become one, which is told in `notes`.
 
     A test split that came with the data is evaluated as given: copies inside it stay, because
     published figures count them (199 in IMDb's). What goes are empty texts, and copies that
@@ -31,6 +33,7 @@ def clean(
     """
     cleaned, removed = {}, {}
     given = {}
+    parts = _merge_labels(parts, notes)
     for split in _SPLITS:
         if split in parts:
             given[split] = _clean_texts(parts[split], cleaned)
@@ -72,9 +75,25 @@ def _clean_texts(frame: pl.DataFrame, cleaned: dict[str, int]) -> pl.DataFrame:
         count = sum(before != after for before, after in zip(texts, changed, strict=True))
         cleaned[step] = cleaned.get(step, 0) + count
         texts = changed
-    return frame.with_columns(
-        pl.Series("text", texts, dtype=pl.String), pl.col("label").str.strip_chars()
-    )
+    return frame.with_columns(pl.Series("text", texts, dtype=pl.String))
+
+
+def _merge_labels(parts: dict[str, pl.DataFrame], notes: list[str]) -> dict[str, pl.DataFrame]:
+    """Labels without white space around them and without zero-width characters; `1.0` is `1` where
+    there is a `1`."""
+    there = {label for frame in parts.values() for label in frame["label"].drop_nulls()}
+    bare = {label: bare_label(label) for label in there}
+    numbers = same_numbers(set(bare.values()))
+    merged = {label: numbers.get(short, short) for label, short in bare.items()}
+    changed = [label for label in sorted(there) if merged[label] != label]
+    if changed:
+        rows = sum(frame["label"].is_in(changed).sum() for frame in parts.values())
+        shown = ", ".join(f"{label!r} as {merged[label]!r}" for label in changed[:5])
+        more = f", and {len(changed) - 5} more" if len(changed) > 5 else ""
+        notes.append(f"labels of {rows:,} rows are read without what is not seen: {shown}{more}")
+    return {
+        split: frame.with_columns(pl.col("label").replace(merged)) for split, frame in parts.items()
+    }
 
 
 def _drop(frame: pl.DataFrame, keep: pl.Expr, reason: str, removed: dict[str, int]) -> pl.DataFrame:

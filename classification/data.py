@@ -8,6 +8,7 @@ IMDbDataset   token ids and a class id for each row
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,9 @@ from torch.utils.data import Dataset
 from classification.cleaning import clean
 from classification.sources import DataSettings, read_source
 from gpt2.support.errors import UserError
-from gpt2.support.splits import rows_to_keep
+from gpt2.support.hub_datasets import pin_revision
+from gpt2.support.splits import counts_in_words, rows_to_keep
+from gpt2.tokenizer import encode_texts
 
 
 @dataclass
@@ -39,6 +42,9 @@ class Splits:
     test: pl.DataFrame
     removed: dict[str, int] = field(default_factory=dict)  # reason -> rows
     cleaned: dict[str, int] = field(default_factory=dict)  # step -> texts that it changed
+    notes: list[str] = field(default_factory=list)  # files read, and what reading did otherwise
+    source: str = ""  # what --data named
+    revision: str = ""  # and at which commit, if that is a data set of the hub
 
     def items(self) -> list[tuple[str, pl.DataFrame]]:
         """(name, rows) of the three splits."""
@@ -52,18 +58,18 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     so both see the same rows. Raises UserError for data that cannot be used.
     """
     source = settings.data
-    name, parts = read_source(settings)
+    notes: list[str] = []
+    revision = pin_revision(source, settings.revision)
+    name, parts = read_source(dataclasses.replace(settings, revision=revision), notes)
     if "train" not in parts:
         raise UserError(f"{source}: no row is marked as train")
-    parts, cleaned, removed = clean(parts)
-    _check_rows(source, parts)
-    if "test" not in parts:
-        parts["train"], parts["test"] = _split_off(
-            source, parts["train"], settings.test_share, seed
-        )
-    if "validation" not in parts:
-        share = settings.validation_share
-        parts["train"], parts["validation"] = _split_off(source, parts["train"], share, seed)
+    parts, cleaned, removed = clean(parts, notes)
+    _check_rows(source, parts, removed)
+    for split, share in (("test", settings.test_share), ("validation", settings.validation_share)):
+        if split not in parts:
+            parts["train"], parts[split] = _split_off(
+                source, parts["train"], split, share, seed, removed
+            )
     classes = parts["train"]["label"].n_unique()
     if 0 < settings.max_train < classes:
         raise UserError(f"--max-train {settings.max_train} is fewer than the {classes} classes")
@@ -72,29 +78,40 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     for split, rows in rows_to_keep(sizes, *limits).items():
         if rows:
             parts[split] = _keep(parts[split], rows, seed)
-    _check_rows(source, parts)  # again: cutting may have lost a class
+    _check_rows(source, parts, removed)  # again: cutting may have lost a class
 
     labels = sorted(parts["train"]["label"].unique().to_list(), key=_label_order)
     frames = {
         split: frame.select("text", pl.col("label").replace_strict(labels, range(len(labels))))
         for split, frame in parts.items()
     }
-    return Splits(name, labels, **frames, removed=removed, cleaned=cleaned)
+    return Splits(
+        name, labels, **frames, removed=removed, cleaned=cleaned, notes=notes, source=source,
+        revision=revision,
+    )  # fmt: skip
 
 
-def _check_rows(source: str, parts: dict[str, pl.DataFrame]) -> None:
+def _check_rows(source: str, parts: dict[str, pl.DataFrame], removed: dict[str, int]) -> None:
     for split, frame in parts.items():
         if frame.is_empty():
-            raise UserError(f"{source}: no {split} rows with a text and a label are left")
-    _check_labels(source, parts)
+            raise UserError(
+                f"{source}: no {split} rows with a text and a label are left{_gone(removed)}"
+            )
+    _check_labels(source, parts, removed)
 
 
-def _check_labels(source: str, parts: dict[str, pl.DataFrame]) -> None:
+def _gone(removed: dict[str, int]) -> str:
+    """What cleaning removed, as the end of a message."""
+    shown = counts_in_words(removed)
+    return f" (removed: {shown})" if shown else ""
+
+
+def _check_labels(source: str, parts: dict[str, pl.DataFrame], removed: dict[str, int]) -> None:
     known = parts["train"]["label"].unique()
     if len(known) < 2:
         raise UserError(
             f"{source}: all training rows have the same label, '{known[0]}'; a classifier needs at "
-            "least two"
+            f"least two{_gone(removed)}"
         )
     for split, frame in parts.items():
         unseen = frame.filter(~pl.col("label").is_in(known.implode()))
@@ -116,10 +133,15 @@ def _label_order(label: str) -> tuple[int, float, str]:
 
 
 def _split_off(
-    source: str, frame: pl.DataFrame, share: float, seed: int
+    source: str,
+    frame: pl.DataFrame,
+    split: str,
+    share: float,
+    seed: int,
+    removed: dict[str, int],
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Cut `share` of the rows off, stratified by label. Rows of one `group` stay together; the
-    share is then rounded to tenths."""
+    """Cut `share` of the rows off for `split`, stratified by label. Rows of one `group` stay
+    together; the share is then rounded to tenths."""
     labels = frame["label"].to_numpy()
     try:
         if "group" in frame.columns:
@@ -131,10 +153,19 @@ def _split_off(
                 np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed
             )
     except ValueError:  # a class with one row, fewer rows than classes, too few groups
-        rarest = frame["label"].value_counts().sort("count", "label").row(0, named=True)
+        counts = frame["label"].value_counts().sort("count", "label")
+        rarest, rows = counts.row(0)
+        held_out, classes = math.ceil(share * len(frame)), len(counts)
+        fewest = min(held_out, len(frame) - held_out)
+        if rows > 1 and fewest < classes and "group" not in frame.columns:
+            raise UserError(
+                f"{source}: --{split}-share {share:g} cuts {held_out} of {len(frame)} rows off, "
+                f"but there are {classes} classes, and each needs a row on both sides; another "
+                f"share, or more rows{_gone(removed)}"
+            ) from None
         raise UserError(
-            f"{source}: too few rows to cut {share:.0%} off by label; label '{rarest['label']}' "
-            f"has {rarest['count']}; drop or merge rare labels; is --label-column right?"
+            f"{source}: too few rows to cut {share:.0%} off by label; label '{rarest}' has {rows}; "
+            f"drop or merge rare labels; is --label-column right?{_gone(removed)}"
         ) from None
     is_cut = np.zeros(len(labels), dtype=bool)
     is_cut[cut] = True
@@ -192,7 +223,7 @@ class IMDbDataset(Dataset):
     ) -> None:
         pieces, full_lengths = [], []
         for start in range(0, len(texts), _CHUNK):
-            encoded = encoding.encode_ordinary_batch(list(texts[start : start + _CHUNK]))
+            encoded = encode_texts(encoding, texts[start : start + _CHUNK])
             full_lengths += map(len, encoded)
             pieces += [
                 np.array(truncate(tokens, max_length, truncation), dtype=np.int32)
@@ -218,13 +249,16 @@ class IMDbDataset(Dataset):
 def describe_splits(splits: Splits) -> dict[str, Any]:
     """The part of results.json that says what the data was."""
     rows = {split: len(frame) for split, frame in splits.items()}
-    return {"name": splits.name, **rows, "labels": splits.labels, "removed": splits.removed,
-            "cleaned": splits.cleaned}  # fmt: skip
+    return {"name": splits.name, "source": splits.source, "revision": splits.revision, **rows,
+            "labels": splits.labels, "removed": splits.removed,
+            "cleaned": splits.cleaned, "notes": splits.notes}  # fmt: skip
 
 
-def print_summary(splits: Splits, train: IMDbDataset) -> None:
-    """What the data is, before any time is spent on it."""
+def print_splits(splits: Splits) -> None:
+    """Which files were read, how many rows each split has, and what cleaning did."""
     print(f"data: {splits.name}")
+    for note in splits.notes:
+        print(f"  {note}")
     for split, frame in splits.items():
         counts = np.bincount(frame["label"].to_numpy(), minlength=len(splits.labels))
         shown = [f"{label} {count:,}" for label, count in zip(splits.labels, counts, strict=True)]
@@ -232,9 +266,12 @@ def print_summary(splits: Splits, train: IMDbDataset) -> None:
         print(f", and {len(shown) - 8} more classes" if len(shown) > 8 else "")
     changed = [f"{step} in {count:,}" for step, count in splits.cleaned.items() if count]
     print(f"  texts changed:  {', '.join(changed) or 'none'}")
-    removed = [f"{reason} {count:,}" for reason, count in splits.removed.items() if count]
-    print(f"  rows removed:   {', '.join(removed) or 'none'}")
+    print(f"  rows removed:   {counts_in_words(splits.removed) or 'none'}")
 
+
+def print_summary(splits: Splits, train: IMDbDataset) -> None:
+    """What the data is, before any time is spent on it."""
+    print_splits(splits)
     counts = np.bincount(splits.train["label"].to_numpy(), minlength=len(splits.labels))
     shares = counts / len(splits.train)
     if shares.max() > 2 * shares.min():

@@ -1,25 +1,37 @@
 """Labels for new texts, by a fine-tuned model.
 
     python classification/predict.py RUN "A dull start, but what an ending!"
-    python classification/predict.py RUN --file reviews.txt --json > labels.jsonl
+    python classification/predict.py RUN --file new.csv --out labelled.csv
+    python classification/predict.py RUN --file new.csv --text-column title,body --json
     cat reviews.txt | python classification/predict.py RUN
 
-From a file and from standard input each line is one text. Answers come in the order of the input,
-one line each, while the input is still being read: a file of any size fits in memory.
+A table (CSV, TSV, JSON Lines, Parquet, and whatever training reads) keeps its columns and gets two
+more, the label and its probability. Of any other file, and of standard input, each line is a text.
+Answers come in the order of the input, while it is still being read: a table of any size fits in
+memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
+import argparse
+import collections
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+import polars as pl
+from tqdm import tqdm
 
 from classification.data import IMDbDataset
 from classification.evaluation import predict_log_probabilities
@@ -30,7 +42,21 @@ from gpt2.support.errors import UserError
 from gpt2.support.files import clean_text
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
+from gpt2.support.streaming import (
+    Part,
+    Table,
+    add_columns,
+    is_table,
+    new_names,
+    open_table,
+    require_columns,
+    table_of_lines,
+    texts_of,
+)
+from gpt2.support.table_output import check_new_table, check_types, json_lines, writing_table
 from gpt2.support.tables import shorten
+
+Answer = dict[str, float] | None  # the probability of each label; None for an empty text
 
 _CHUNK = 4096  # texts in memory at once; sorted by length inside a chunk, so little is padded
 
@@ -39,8 +65,24 @@ _CHUNK = 4096  # texts in memory at once; sorted by length inside a chunk, so li
 class PredictSettings:
     """Prediction"""
 
-    file: str = flag("", "read texts from this file, one a line")
-    json: bool = flag(False, "one JSON object a line, with the probability of every class")
+    file: str = flag("", "a table, or a file with one text a line")
+    text_column: str = flag(
+        "", "column of the table with the text; several, joined: title,body; left out, what the "
+        "run was trained with"
+    )  # fmt: skip
+    columns: str = flag("", "names for the columns of a table without a header line: id,text")
+    out: str = flag(
+        "", "write the table with label and probability to this file: .csv, .tsv, .jsonl, .json or "
+        ".parquet"
+    )  # fmt: skip
+    overwrite: bool = flag(False, "replace the file that --out names")
+    probabilities: bool = flag(
+        False, "with --out, a column for each class too, probability_CLASS; JSON has them anyway"
+    )
+    json: bool = flag(
+        False, "print one JSON object a line, with the columns of the table and the probability of "
+        "every class"
+    )  # fmt: skip
     batch_size: int = flag(32, "texts at once; less if memory runs out", at_least=1)
 
 
@@ -50,7 +92,7 @@ def predict(
     texts: Iterable[str],
     batch_size: int = 32,
     precision: str = "auto",
-) -> Iterator[tuple[str, dict[str, float] | None]]:
+) -> Iterator[tuple[str, Answer]]:
     """Each text, in order, with the probability of each label; None for a text without content.
     `model` must be in evaluation mode; no more than 4,096 texts are held at once."""
     labels, max_length = recipe.settings["labels"], recipe.settings["max_length"]
@@ -59,7 +101,7 @@ def predict(
     while chunk := list(itertools.islice(texts, _CHUNK)):
         cleaned = [clean_text(text) for text in chunk]
         places = [place for place, text in enumerate(cleaned) if text]
-        answers: list[dict[str, float] | None] = [None] * len(chunk)
+        answers: list[Answer] = [None] * len(chunk)
         if places:
             rows = [cleaned[place] for place in places]
             dataset = IMDbDataset(rows, [0] * len(rows), recipe.encoding, max_length, truncation)
@@ -82,45 +124,63 @@ def main() -> None:
         "Labels for new texts, by a fine-tuned model.",
         add_arguments=add_arguments,
     )
-    if settings.file and arguments.texts:
-        raise UserError("give either texts or --file, not both")
-    if Path(settings.file).suffix.lower() in (".csv", ".tsv", ".json", ".jsonl", ".parquet"):
-        raise UserError(f"--file {settings.file}: is a table; give a file with one text a line")
-    if settings.file and not Path(settings.file).is_file():
-        raise UserError(f"--file {settings.file}: no such file")
+    _check_flags(settings, arguments.texts)
     device = choose_device(on.device)
     model, recipe = load_checkpoint(arguments.run, "classification")
-    labels = recipe.settings["labels"]
+    model.to(device)
+    with _open(settings, arguments.texts) as table:
+        columns = _text_columns(settings, recipe, table)
+        parts = _answer(model, recipe, table, columns, settings.batch_size, on.precision)
+        labels = recipe.settings["labels"]
+        if settings.out:
+            _write(parts, table, settings, labels)
+        elif settings.json:
+            _print_json(parts, table)
+        else:
+            _print(parts, labels)
 
+
+def _check_flags(settings: PredictSettings, texts: list[str]) -> None:
+    if settings.file and texts:
+        raise UserError("give either texts or --file, not both")
+    if settings.file and not Path(settings.file).is_file():
+        raise UserError(f"--file {settings.file}: no such file")
+    for name in ("text_column", "columns"):
+        if getattr(settings, name) and not is_table(Path(settings.file)):
+            raise UserError(
+                f"--{name.replace('_', '-')} is for a table: --file with a .csv, .tsv, .jsonl, "
+                ".json or .parquet file"
+            )
+    if settings.out:
+        check_new_table(Path(settings.out), settings.overwrite)
+        if settings.json:
+            raise UserError("--json is for standard output; for JSON in a file: --out FILE.jsonl")
+    elif settings.overwrite or settings.probabilities:
+        raise UserError("--overwrite and --probabilities go with --out; add it")
+
+
+@contextmanager
+def _open(settings: PredictSettings, texts: list[str]) -> Iterator[Table]:
+    """The table that the texts stand in: the one of the file, or one made of lines."""
+    file = Path(settings.file)
+    if settings.file and is_table(file):
+        names = [name.strip() for name in settings.columns.split(",")] if settings.columns else None
+        table = open_table(file, names)
+        for note in table.notes:
+            print(note, file=sys.stderr)  # standard output holds the answers alone
+        yield table
+        return
     if settings.file:
-        source = open(settings.file, encoding="utf-8-sig", newline="\n")
+        source = open(file, encoding="utf-8-sig", newline="\n")
     else:
-        if not arguments.texts:
+        if not texts:
             if sys.stdin.isatty():
                 print("one text a line; Ctrl-D ends the input", file=sys.stderr)
             sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")
         source = nullcontext(sys.stdin)
     with source as lines:
-        answers = predict(
-            model.to(device),
-            recipe,
-            arguments.texts or _lines(lines, settings.file or "standard input"),
-            settings.batch_size,
-            on.precision,
-        )
-        if not settings.json:
-            width = max(map(len, [*labels, "label"]))
-            print(f"{'label':<{width}}  probability  text")
-        for text, probabilities in answers:
-            if settings.json:
-                label = max(probabilities, key=probabilities.get) if probabilities else None
-                answer = {"text": text, "label": label, "probabilities": probabilities}
-                print(json.dumps(answer, ensure_ascii=False))
-            elif probabilities is None:
-                print(f"{'-':<{width}}  {'-':>11}  (empty)")
-            else:
-                label = max(probabilities, key=probabilities.get)
-                print(f"{label:<{width}}  {probabilities[label]:>11.1%}  {shorten(text, 80)}")
+        name = settings.file or "standard input"
+        yield table_of_lines(name, "text", texts or _lines(lines, name))
 
 
 def _lines(file: Iterable[str], name: str) -> Iterator[str]:
@@ -132,5 +192,100 @@ def _lines(file: Iterable[str], name: str) -> Iterator[str]:
         raise UserError(f"{name}: not UTF-8 after line {number}; convert it first") from None
 
 
+def _text_columns(settings: PredictSettings, recipe: Recipe, table: Table) -> list[str]:
+    if not (settings.file and is_table(Path(settings.file))):
+        return ["text"]
+    given = settings.text_column or recipe.settings["text_column"]
+    columns = [name.strip() for name in given.split(",")]
+    whose = "--text-column" if settings.text_column else "the run's --text-column; give another"
+    require_columns(table, columns, whose)
+    return columns
+
+
+def _answer(
+    model: GPT2, recipe: Recipe, table: Table, columns: list[str], batch_size: int, precision: str
+) -> Iterator[tuple[Part, list[str], list[Answer]]]:
+    """Each part of the table with its texts and the answers to them."""
+    row = 1
+    for part in table.parts():
+        pieces = [texts_of(table, part, column, row) for column in columns]
+        texts = [" ".join(of_row) for of_row in zip(*pieces, strict=True)]
+        found = predict(model, recipe, texts, batch_size, precision)
+        yield part, texts, [answer for _, answer in found]
+        row += len(part)
+
+
+def _best(answer: Answer) -> str | None:
+    return max(answer, key=answer.get) if answer else None
+
+
+def _new_columns(answers: list[Answer], shown: Iterable[str]) -> dict[str, list[Any]]:
+    """The columns that the table gets, of which `shown` are in it: label, probability and those of
+    the classes, all in one or one by one."""
+    new: dict[str, list[Any]] = {
+        "label": [_best(answer) for answer in answers],
+        "probability": [max(answer.values()) if answer else None for answer in answers],
+        "probabilities": answers,
+    }
+    for name in shown:
+        if name not in new:
+            label = name.removeprefix("probability_")
+            new[name] = [answer[label] if answer else None for answer in answers]
+    return {name: new[name] for name in shown}
+
+
+def _write(
+    parts: Iterable[tuple[Part, list[str], list[Answer]]],
+    table: Table,
+    settings: PredictSettings,
+    labels: list[str],
+) -> None:
+    """Write the table with its new columns to --out, and say what came of it."""
+    out = Path(settings.out)
+    types: dict[str, pl.DataType] = {"label": pl.String(), "probability": pl.Float64()}
+    if out.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+        types["probabilities"] = pl.Struct({label: pl.Float64() for label in labels})
+    elif settings.probabilities:
+        types |= {f"probability_{label}": pl.Float64() for label in labels}
+    names = new_names(table, types)
+    schema = table.schema | {names[name]: kind for name, kind in types.items()}
+    counts: collections.Counter[str | None] = collections.Counter()
+    with (
+        writing_table(out, schema) as write,
+        tqdm(total=table.rows, unit="row", disable=None, dynamic_ncols=True) as bar,
+    ):
+        for part, _, answers in parts:
+            new = _new_columns(answers, names)
+            write(add_columns(part, {names[name]: values for name, values in new.items()}))
+            counts.update(new["label"])
+            bar.update(len(part))
+    shown = [f"{label} {counts[label]:,}" for label in labels if counts[label]]
+    if counts[None]:
+        shown.append(f"without a label, because without text, {counts[None]:,}")
+    print(f"{out}: {sum(counts.values()):,} rows; {', '.join(shown)}")
+
+
+def _print_json(parts: Iterable[tuple[Part, list[str], list[Answer]]], table: Table) -> None:
+    check_types(table.name, table.schema, ".jsonl")
+    names = new_names(table, ["label", "probability", "probabilities"])
+    for part, _, answers in parts:
+        new = _new_columns(answers, names)
+        labelled = add_columns(part, {names[name]: values for name, values in new.items()})
+        for line in json_lines(labelled):
+            print(line)
+
+
+def _print(parts: Iterable[tuple[Part, list[str], list[Answer]]], labels: list[str]) -> None:
+    width = max(map(len, [*labels, "label"]))
+    print(f"{'label':<{width}}  probability  text")
+    for _, texts, answers in parts:
+        for text, answer in zip(texts, answers, strict=True):
+            if answer is None:
+                print(f"{'-':<{width}}  {'-':>11}  (empty)")
+            else:
+                label = _best(answer)
+                print(f"{label:<{width}}  {answer[label]:>11.1%}  {shorten(text, 80)}")
+
+
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, is_filter=True)

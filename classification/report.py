@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from classification.calibration import apply_temperature, plot_reliability, reliability
 from classification.evaluation import (
@@ -13,6 +16,7 @@ from classification.evaluation import (
 )
 from classification.evidence import say_difference
 from classification.predictions import Predictions
+from gpt2.support.intervals import wilson_interval
 from gpt2.support.run_folder import RunFolder
 from gpt2.support.tables import format_table, percent, plot_curves
 
@@ -38,24 +42,36 @@ def contender_names(results: dict[str, Any]) -> dict[str, str]:
 def comparison_table(results: dict[str, Any]) -> str:
     """Majority class, bag of words, GPT before and after fine-tuning, and the last two contenders
     together, all on the test split; then what the rows can tell of their differences."""
-    names = contender_names(results)
-    intervals = results["evidence"]["accuracy_intervals"]
     seconds = {"baseline": results["baseline"], "after": results["training"]}
-    rows = []
-    for contender, name in names.items():
-        metrics = results[contender]["test"]
-        low, high = intervals.get(contender, (None, None))
-        interval = f"{100 * low:.1f} to {100 * high:.1f}" if low is not None else None
-        time = f"{seconds[contender]['seconds']:.1f}" if contender in seconds else None
-        shares = [percent(metrics[key]) for key in ("accuracy", "precision", "recall", "f1")]
-        rows.append([name, shares[0], interval, *shares[1:], f"{metrics['loss']:.4f}", time])
-    labels = results["data"]["labels"]
-    of = f"of '{labels[1]}'" if len(labels) == 2 else f"averaged over {len(labels)} classes"
-    header = [f"{results['data']['test']:,} test rows", "accuracy", "95 % interval", "precision",
-              "recall", "F1", "loss", "training s"]  # fmt: skip
-    return f"{format_table(header, rows)}\n\n(precision, recall and F1 {of})\n\n" + "\n".join(
-        describe_evidence(results)
-    )
+    contenders = [
+        (name, results[key]["test"], seconds[key]["seconds"] if key in seconds else None)
+        for key, name in contender_names(results).items()
+    ]
+    table = metrics_table(results["data"]["test"], "test rows", contenders,
+                          results["data"]["labels"])  # fmt: skip
+    return "\n".join([table, "", *(f"- {sentence}" for sentence in describe_evidence(results))])
+
+
+def metrics_table(
+    rows: int,
+    of: str,
+    contenders: list[tuple[str, dict[str, float], float | None]],
+    labels: list[str],
+) -> str:
+    """A line on each contender: its name, its metrics on so many `rows` with the 95 % interval of
+    the accuracy, and the seconds it trained, None if it did not or if that is not known."""
+    lines = []
+    for name, metrics, seconds in contenders:
+        low, high = wilson_interval(round(metrics["accuracy"] * rows), rows)
+        shares = [percent(metrics[key]) for key in ("precision", "recall", "f1")]
+        lines.append(
+            [name, percent(metrics["accuracy"]), f"{100 * low:.1f} to {100 * high:.1f}", *shares,
+             f"{metrics['loss']:.4f}", None if seconds is None else f"{seconds:.1f}"]
+        )  # fmt: skip
+    averaged = f"of '{labels[1]}'" if len(labels) == 2 else f"averaged over {len(labels)} classes"
+    header = [f"{rows:,} {of}", "accuracy", "95 % interval", "precision", "recall", "F1", "loss",
+              "training s"]  # fmt: skip
+    return f"{format_table(header, lines)}\n\n(precision, recall and F1 {averaged})"
 
 
 def describe_evidence(results: dict[str, Any]) -> list[str]:
@@ -74,13 +90,10 @@ def describe_evidence(results: dict[str, Any]) -> list[str]:
 
 
 def write_report(run: RunFolder, results: dict[str, Any], predictions: Predictions) -> None:
-    """Complete `results` with the confusion matrix, the figures of each class and the most
-    confident mistakes on the test split, and write results.json, the pictures and report.md."""
+    """Complete `results` with what `look_closer` finds on the test split, and write results.json,
+    the pictures and report.md."""
     found, targets = predictions.log_probabilities["after"], predictions.targets
-    labels = predictions.labels
-    results["confusion"] = {"labels": labels, "matrix": confusion(found, targets)}
-    results["mistakes"] = confident_mistakes(found, targets, predictions.texts, labels)
-    results["per_class"] = per_class_metrics(found, targets, labels)
+    results |= look_closer(predictions.texts, targets, predictions.labels, found)
     results["lopsided"] = {
         name: lopsided_metrics(values, targets)
         for name, values in predictions.log_probabilities.items()
@@ -89,33 +102,61 @@ def write_report(run: RunFolder, results: dict[str, Any], predictions: Predictio
     calibrated = apply_temperature(found, results["calibration"]["temperature"])
     bins = {"raw": reliability(found, targets), "calibrated": reliability(calibrated, targets)}
     plot_reliability(bins, run.folder / "reliability.png")
-    (run.folder / "report.md").write_text(_report(results), encoding="utf-8")
+    report = _report(results)  # a data set's name may be that of a file that is not UTF-8
+    (run.folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
     run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 
+def look_closer(
+    texts: Sequence[str], targets: np.ndarray, labels: list[str], log_probabilities: np.ndarray
+) -> dict[str, Any]:
+    """The confusion matrix, the figures of each class and the most confident mistakes on rows with
+    these `texts` and `targets`, indices into `labels`."""
+    return {
+        "confusion": {"labels": labels, "matrix": confusion(log_probabilities, targets)},
+        "mistakes": confident_mistakes(log_probabilities, targets, texts, labels),
+        "per_class": per_class_metrics(log_probabilities, targets, labels),
+    }
+
+
 def _report(results: dict[str, Any]) -> str:
-    data, labels = results["data"], results["data"]["labels"]
+    data, model = results["data"], results["model"]
     parts = [
-        f"# {data['name']}: {results['model']['name']} from {results['model']['init']} weights",
+        f"# {data['name']}: {model['name']} from {model['init']} weights",
         comparison_table(results),
         _describe_run(results),
         "## Curves\n\n![loss and accuracy over the steps](curves.png)",
         _probabilities(results),
-        "## Confusion matrix of the test split\n\nRows: the true class. Columns: the predicted "
-        "one.\n\n" + format_table(
-            ["", *labels],
-            [[label, *(f"{count:,}" for count in row)]
-             for label, row in zip(labels, results["confusion"]["matrix"], strict=True)],
-        ),
-        _each_class(results),
-        "## The most confident mistakes",
-    ]  # fmt: skip
-    parts += [
+        *close_look(results, "test split"),
+        "## Lopsided classes\n\nWhere one class is common, these tell more than accuracy.\n\n"
+        + _lopsided(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def close_look(results: dict[str, Any], rows_name: str) -> list[str]:
+    """The parts of a report that show what `look_closer` found."""
+    labels = results["confusion"]["labels"]
+    matrix = [
+        [label, *(f"{count:,}" for count in row)]
+        for label, row in zip(labels, results["confusion"]["matrix"], strict=True)
+    ]
+    classes = [
+        [label, percent(m["precision"]), percent(m["recall"]), percent(m["f1"]), f"{m['rows']:,}"]
+        for label, m in results["per_class"].items()
+    ]
+    mistakes = [
         f"Predicted **{mistake['predicted']}** with {percent(mistake['probability'])}, is "
         f"**{mistake['label']}**:\n\n> {_shorten(mistake['text'])}"
         for mistake in results["mistakes"]
-    ] or ["None: every test row is right."]
-    return "\n\n".join(parts) + "\n"
+    ]
+    return [
+        f"## Confusion matrix of the {rows_name}\n\nRows: the true class. Columns: the predicted "
+        "one.\n\n" + format_table(["", *labels], matrix),
+        "## Each class\n\n" + format_table(["class", "precision", "recall", "F1", "rows"], classes),
+        "## The most confident mistakes",
+        *(mistakes or ["None: every row is right."]),
+    ]
 
 
 def _describe_run(results: dict[str, Any]) -> str:
@@ -166,20 +207,14 @@ def _probabilities(results: dict[str, Any]) -> str:
     return text
 
 
-def _each_class(results: dict[str, Any]) -> str:
-    rows = [
-        [label, percent(m["precision"]), percent(m["recall"]), percent(m["f1"]), f"{m['rows']:,}"]
-        for label, m in results["per_class"].items()
-    ]
-    text = "## Each class\n\n" + format_table(["class", "precision", "recall", "F1", "rows"], rows)
+def _lopsided(results: dict[str, Any]) -> str:
     names = contender_names(results)
     rows = [
         [names[name], percent(found["balanced_accuracy"]), f"{found['matthews']:.3f}",
          f"{found['roc_auc']:.3f}" if "roc_auc" in found else None]
         for name, found in results["lopsided"].items()
     ]  # fmt: skip
-    header = ["contender", "balanced accuracy", "Matthews", "ROC AUC"]
-    return f"{text}\n\n{format_table(header, rows)}"
+    return format_table(["contender", "balanced accuracy", "Matthews", "ROC AUC"], rows)
 
 
 def _shorten(text: str, limit: int = 600) -> str:

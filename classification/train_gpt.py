@@ -10,6 +10,14 @@ comparison. Without any flag it runs on the 720 built-in film reviews, offline, 
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import shlex
 from dataclasses import dataclass
 from functools import partial
@@ -47,10 +55,11 @@ from gpt2.support.distributed import on_rank_0, rank
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.run_folder import RunSettings
 from gpt2.support.script import beside, run_script
-from gpt2.support.splits import data_name
+from gpt2.support.splits import data_name, short_text
 from gpt2.support.tables import describe_training
 from gpt2.training import train
 from gpt2.weights.building import ModelSettings, check_max_length, choose_pooling
+from gpt2.weights.licences import licences
 
 
 @dataclass
@@ -99,6 +108,7 @@ def main() -> None:
 
     # ---- chapter 1: data
     splits = load_splits(data, data.split_seed)
+    data.revision = splits.revision  # recorded, so that a resumed run reads the same rows
     check_batch_size(data.data, len(splits.train), config.batch_size)
     check_threshold(head.threshold, len(splits.labels))
 
@@ -117,8 +127,7 @@ def main() -> None:
     }
     print_summary(splits, datasets["train"])
 
-    # The baseline of chapter 6 comes first: it takes seconds, and data that it cannot read is a
-    # mistake.
+    # The baseline of chapter 6 comes first: it takes seconds.
     counts = np.bincount(splits.train["label"].to_numpy(), minlength=len(splits.labels))
     weights = parse_class_weights(head.class_weights, splits.labels, counts)
     baseline, bag = on_rank_0(lambda: measure_baseline(splits, head.features, weights))
@@ -144,7 +153,7 @@ def main() -> None:
         return {"origin": origin, "test": measured, "log_probabilities": found.tolist()}
 
     model.eval()
-    before = run.folder.once("before.json", look_before)
+    before = run.measure_before(look_before, splits.items())
     recipe = Recipe(
         "classification",
         run.encoding,
@@ -154,7 +163,9 @@ def main() -> None:
             "truncation": head.truncation,
             "temperature": 1.0,  # fitted on validation after training
             "threshold": None,
-            "data": splits.name,
+            "text_column": data.text_column,
+            "label_column": data.label_column,
+            "trained_on": licences(run.start, [data.data]),
         },
     )
     loss = partial(
@@ -187,9 +198,10 @@ def main() -> None:
         return
     predictions, weight = gather_predictions(splits, bag, before, found)
     guess = predictions["test"].log_probabilities["majority"]
+    example = short_text(splits.validation["text"])
     results = {
         "task": "classification",
-        "data": describe_splits(splits),
+        "data": describe_splits(splits) | {"example": example},
         "model": run.describe_model(model, before["origin"])
         | {"pooling": head.pooling, "max_length": head.max_length, "truncation": head.truncation},
         "majority": {"test": classification_metrics(guess, targets["test"])},
@@ -208,7 +220,7 @@ def main() -> None:
     run.end(
         comparison_table(results),
         describe_training(results["training"]),
-        f'ask the model yourself:\n  {predict} "A dull start, but what an ending!"',
+        f"ask the model yourself:\n  {predict} {shlex.quote(example)}",
     )
 
 

@@ -104,6 +104,8 @@ class Bookkeeping:
         if self.run.resume and whole_folder(last).exists():
             self.state = load_training(last, self.model, self.optimizer, self.data)
             self._check_resumed()
+        elif self.run.resume:
+            tqdm.write("this run has saved nothing yet: it starts again")
         self.run.keep_log(self.state.log_records)
         self.saved_at = time.monotonic()
         self.bar = tqdm(

@@ -3,6 +3,7 @@
 best/  last/
   model.safetensors       weights
   config.json             task, shape, head, and what prepares new text
+  computed.safetensors    two short rows, and the model's logits for them
   encoding.json, ...      the tokenizer
   SHA256SUMS              of all the others
 last/ only, for resuming
@@ -23,6 +24,7 @@ import tiktoken
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from gpt2.heads import build_head, describe_head
 from gpt2.model import GPT2, GPT2Config
@@ -30,16 +32,42 @@ from gpt2.support.distributed import distribute_like, full_tensor, on_rank_0, ra
 from gpt2.support.durable import MANIFEST, check_folder, replacing_folder, whole_folder
 from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
+from gpt2.support.run_folder import git_commit
+from gpt2.support.same_logits import (
+    compute_logits,
+    fixed_rows,
+    how_changed,
+    own_classes,
+    same_logits,
+)
 from gpt2.tokenizer import load_encoding, save_encoding
 
-# What each task needs to prepare new text as it was prepared for training.
+# What each task needs to prepare new text as it was prepared for training, the columns in which it
+# stands in a table, and what the weights have learnt from, with the licences.
 SETTINGS = {
-    "classification": ("labels", "max_length", "truncation", "temperature", "threshold"),
-    "instruction": ("template", "max_length"),
-    "pretraining": ("max_length",),
+    "classification": (
+        "labels", "max_length", "truncation", "text_column", "label_column", "trained_on",
+        "temperature", "threshold",
+    ),
+    "instruction": (
+        "template", "max_length", "instruction_column", "input_column", "output_column",
+        "trained_on",
+    ),
+    "pretraining": ("max_length", "trained_on"),
+}  # fmt: skip
+
+# What older runs have not saved.
+_OLDER = {
+    "truncation": "head",
+    "text_column": "text",
+    "label_column": "label",
+    "instruction_column": "instruction",
+    "input_column": "input",
+    "output_column": "output",
+    "trained_on": [],
+    "temperature": 1.0,
+    "threshold": None,
 }
-# What runs of older code had, which did not say so.
-_OLDER = {"truncation": "head", "temperature": 1.0, "threshold": None}
 
 
 @dataclass
@@ -94,13 +122,19 @@ def save_checkpoint(
         "settings": recipe.settings,
         "step": state.step,
         "validation": state.validation,
+        "classes": own_classes(model),
+        "git_commit": git_commit(),
     }
+    tokens, lengths = fixed_rows(model.config.n_positions, model.config.vocab_size)
+    logits = compute_logits(model, tokens, lengths)
+    computed = {"tokens": tokens, "lengths": lengths, "logits": logits}
     weights = _on_cpu(_tensors(model))
     moments = _on_cpu(_optimizer_tensors(model, optimizer)) if optimizer else {}
 
     def write() -> None:
         with replacing_folder(folder) as new:
             save_file(weights, new / "model.safetensors")
+            save_file(computed, new / "computed.safetensors")
             save_encoding(recipe.encoding, new)
             write_json(new / "config.json", description)
             if optimizer:
@@ -117,25 +151,32 @@ def load_training(
     """Make `model` and `optimizer` what they were when `folder` was saved; returns where the loop
     stood.
 
-    Raises UserError if the checkpoint is damaged, is another model's, or if the training rows are
-    not those it was saved with.
+    Raises UserError if the checkpoint is damaged, is another model's or another head's, if the
+    training rows are not those it was saved with, or if its weights compute something else in
+    `model` than they did.
     """
     folder = whole_folder(folder)
     check_folder(folder)
+    file = folder / "training.json"
     try:
-        training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        training = json.loads(file.read_text(encoding="utf-8"))
         known = {field.name for field in dataclasses.fields(TrainingState)}
         counted = training["progress"]  # older code saved more
         state = TrainingState(**{name: counted[name] for name in counted if name in known})
         data_then = training["data"]
+        file = folder / "config.json"
+        head_then = json.loads(file.read_text(encoding="utf-8"))["head"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / 'training.json'}: cannot be resumed from ({error!r})") from None
+        raise UserError(f"{file}: cannot be resumed from ({error!r})") from None
     if data_then != data:
         raise UserError(
             f"{folder}: the training rows are not those that this run began with; give it the same "
             "files again, or start a new run"
         )
-    _copy_weights(folder / "model.safetensors", model)
+    head = describe_head(model.head)
+    if head_then != head:  # it may have the same names and shapes, and compute something else
+        raise UserError(f"{folder}: was saved with the head {head_then}, but the model has {head}")
+    _take_weights(folder, model)
     moments = _read_tensors(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -153,7 +194,8 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
     """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
     folder. The model is on the CPU and in evaluation mode.
 
-    Raises UserError if there is no whole checkpoint for `task` in `path`.
+    Raises UserError if there is no whole checkpoint for `task` in `path`, or if its weights compute
+    something else in this code than they did in the code that saved them.
     """
     best = whole_folder(path / "best")
     folder = best if best.is_dir() else path
@@ -171,15 +213,21 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found_task = description["task"]
         config = GPT2Config(**description["model"])
-        head = build_head(config, description["head"])
+        head_description = dict(description["head"])
         saved = _OLDER | description["settings"]
         settings = {name: saved[name] for name in SETTINGS[found_task]}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
     if found_task != task:
         raise UserError(f"{path}: a model for {found_task}, not for {task}")
+    try:
+        head = build_head(config, head_description)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'config.json'}: its head cannot be built: {error}; {_made_by(folder)}"
+        ) from None
     model = GPT2(config, head)
-    _copy_weights(folder / "model.safetensors", model)
+    _take_weights(folder, model)
     return model.eval(), Recipe(found_task, load_encoding(folder), settings)
 
 
@@ -201,10 +249,36 @@ def change_settings(folder: Path, changed: dict[str, Any]) -> None:
 
 def load_weights(folder: Path, model: GPT2) -> None:
     """Copy the weights of the checkpoint `folder` into `model`. Raises UserError if they are
-    damaged or are those of another model; `model` is then unchanged."""
+    damaged or do not fit, and `model` is then unchanged; or if they compute something else in it
+    than they did when they were saved."""
     folder = whole_folder(folder)
     check_folder(folder)
-    _copy_weights(folder / "model.safetensors", model)
+    _take_weights(folder, model)
+
+
+def _take_weights(folder: Path, model: nn.Module) -> None:
+    """Copy the weights of the checkpoint `folder` into `model`, and see whether they compute there
+    what they did when they were saved. (Older checkpoints do not say.)"""
+    _copy_weights(folder, model)
+    if not (folder / "computed.safetensors").is_file():
+        return
+    then = _read_tensors(folder / "computed.safetensors")
+    logits = compute_logits(model, then["tokens"], then["lengths"])
+    if same_logits(logits, then["logits"]):
+        return
+    raise UserError(
+        f"{folder}: was made by other code, or of another architecture, than this checkout's "
+        f"({how_changed(logits, then['logits'])}); {_made_by(folder, model)}"
+    )
+
+
+def _made_by(folder: Path, model: nn.Module | None = None) -> str:
+    """Which code made a checkpoint, as far as it says (older ones do not): the classes that `model`
+    is not made of, and the commit."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    classes = sorted(set(config.get("classes", ())) - set(own_classes(model))) if model else []
+    commit = [f"commit {config['git_commit']}"] if config.get("git_commit") else []
+    return ", ".join(["use the code that made it", *classes, *commit])
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -214,20 +288,23 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{file}: cannot be read ({error})") from None
 
 
-def _copy_weights(file: Path, model: torch.nn.Module) -> None:
+def _copy_weights(folder: Path, model: nn.Module) -> None:
+    file = folder / "model.safetensors"
     weights = _read_tensors(file)
     tensors = _tensors(model)
     wrong = sorted(weights.keys() ^ tensors.keys()) or [
         name for name, tensor in tensors.items() if weights[name].shape != tensor.shape
     ]
     if wrong:
-        raise UserError(f"{file}: does not fit the model at {', '.join(wrong[:5])}")
+        raise UserError(
+            f"{file}: does not fit the model at {', '.join(wrong[:5])}; {_made_by(folder, model)}"
+        )
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(distribute_like(weights[name], tensor))
 
 
-def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """All that makes the model what it is: parameters, a tied one once (state_dict has it twice),
     and the buffers that state_dict keeps, which a changed architecture may have."""
     reshard(model)
@@ -237,7 +314,7 @@ def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     return {
         f"{name}/{key}": tensor

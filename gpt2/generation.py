@@ -30,8 +30,9 @@ class SamplingSettings:
         at_most=1,
     )  # fmt: skip
     repetition_penalty: float = flag(
-        1.0, "above 1, tokens that already stand in the text become less likely", above=0
-    )
+        1.0, "above 1, tokens that already stand in the text become less likely", at_least=0.01,
+        at_most=100,
+    )  # fmt: skip
 
 
 class PromptTooLong(ValueError):
@@ -183,5 +184,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     ordered, order = logits.sort(dim=1, descending=True)
     probabilities = ordered.softmax(dim=1)
     before = probabilities.cumsum(dim=1) - probabilities  # of all that are likelier
-    ordered = ordered.masked_fill(before >= p, -torch.inf)
+    left_out = before >= p
+    left_out[:, 0] = False  # the likeliest stays, even where `p` is 0 in float32
+    ordered = ordered.masked_fill(left_out, -torch.inf)
     return torch.empty_like(logits).scatter(1, order, ordered)

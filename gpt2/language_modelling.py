@@ -41,6 +41,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     hand, and takes their place: softmax minus one at the target. That is faster, too, than autograd
     on all logits. The idea is that of Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for
     LLM Training", section 3.2.
+
+    Raises RuntimeError if the gradient is to be differentiated once more: it is a constant here.
     """
 
     @staticmethod
@@ -79,6 +81,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        if torch.is_grad_enabled():  # create_graph=True; once_differentiable would not notice
+            raise RuntimeError(
+                "ChunkedCrossEntropy has no second derivative; F.cross_entropy of all logits has"
+            )
         hidden_gradient, weight_gradient = ctx.saved_tensors
         # Saves a pass over the vocabulary's gradient. Not checked on a GPU, where reading the value
         # would wait for all work before it.

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import tiktoken
 import torch
 
 from gpt2.bookkeeping import NotFinite, TrainingResult
 from gpt2.heads import Head
 from gpt2.model import GPT2, GPT2Config
-from gpt2.optimization import TrainingConfig
+from gpt2.optimization import TrainingConfig, default_learning_rate
 from gpt2.support.device import arithmetic, choose_device
-from gpt2.support.distributed import init_processes, to_device
+from gpt2.support.distributed import check_alike, init_processes, to_device
 from gpt2.support.errors import UserError
 from gpt2.support.run_folder import RunFolder, RunSettings
 from gpt2.weights.building import (
@@ -51,12 +53,16 @@ class OneRun:
         self, make_head: Callable[[GPT2Config], Head], labels: Sequence[str] | None = None
     ) -> tuple[GPT2, str]:
         """The model on its device, frozen but for what --train names, and where its weights come
-        from, in words."""
+        from, in words. Without --learning-rate, the run gets the one that suits them."""
         model, origin = build_model(
             self.start, self.config, make_head, self.training.train, self.settings.seed, labels
         )
         if self.settings.export:
-            check_export(Path(self.settings.export), model.head)
+            check_export(Path(self.settings.export), model)
+        if self.training.learning_rate is None:
+            self.training.learning_rate = default_learning_rate(
+                model, self.training.train, initial_weights(self.start) == "pretrained"
+            )
         return to_device(model, self.device, self.training.shard), origin
 
     def start_writing(self, model: GPT2, origin: str, all_settings: dict[str, Any]) -> None:
@@ -66,10 +72,33 @@ class OneRun:
             f"model: {model_name(self.model_settings)}, {origin}, "
             f"{describe_parameters(model, self.training.weight_decay)}; "
             + (f"pooling {pooling}; " if pooling else "")
+            + f"learning rate {self.training.learning_rate:g}; "
             + f"{arithmetic(self.device, self.training.precision)} on {self.device}"
         )
         self.folder.start(all_settings, str(self.device))
         print(f"run folder: {self.folder.folder}\n")
+
+    def measure_before(
+        self, measure: Callable[[], dict[str, Any]], splits: Iterable[tuple[str, pl.DataFrame]]
+    ) -> dict[str, Any]:
+        """What `measure` finds before training. It is kept in before.json, where a resumed run
+        reads it, with a checksum of the rows of each split: what is found after training must be
+        measured on the same ones.
+
+        Raises UserError if they are not those that the run began with, or differ among processes.
+        """
+        rows = {split: _checksum(frame) for split, frame in splits}
+        for split, found in rows.items():
+            check_alike(f"the {split} rows", found)
+        before = self.folder.once("before.json", lambda: measure() | {"rows": rows})
+        for split, checksum in before.get("rows", {}).items():  # older runs have none
+            if rows[split] != checksum:
+                raise UserError(
+                    f"{self.folder.folder}: the {split} rows are not those that this run began "
+                    "with; give it the same data again (--data, if it has moved), or start a new "
+                    "run"
+                )
+        return before
 
     def describe_model(self, model: GPT2, origin: str) -> dict[str, Any]:
         """The part of results.json that says what the model is."""
@@ -115,6 +144,14 @@ def begin(
     if settings.export:
         check_export(Path(settings.export))
     return OneRun(device, folder, model, start, training, settings, config, encoding)
+
+
+def _checksum(frame: pl.DataFrame) -> str:
+    """SHA-256 of all rows of `frame`."""
+    digest = hashlib.sha256()
+    for row in frame.iter_rows():
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

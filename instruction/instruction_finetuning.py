@@ -9,12 +9,21 @@ Without any flag it runs on the built-in instructions, offline, in a minute or t
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import dataclasses
 import shlex
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 import tiktoken
 from tqdm import tqdm
 
@@ -35,13 +44,12 @@ from gpt2.support.distributed import rank
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.run_folder import RunSettings
 from gpt2.support.script import beside, run_script
-from gpt2.support.splits import data_name
+from gpt2.support.splits import data_name, short_text
 from gpt2.support.tables import describe_training, shorten
 from gpt2.training import train
 from gpt2.weights.building import ModelSettings, check_max_length
+from gpt2.weights.licences import licences
 from instruction.data import (
-    BUILT_IN,
-    DataSettings,
     InstructionDataset,
     describe_splits,
     load_splits,
@@ -58,10 +66,11 @@ from instruction.evaluation import (
 from instruction.evidence import weigh_evidence
 from instruction.predictions import write_predictions
 from instruction.report import answer_records, comparison_table, task_records, write_report
+from instruction.sources import BUILT_IN, DataSettings
 from instruction.template import Template
 
-# Answered at each evaluation, so that one sees the model learn.
-FIXED_PROMPTS = (("Name three colours.", ""), ("Is this positive or negative?", "What a day!"))
+# Answered at each evaluation of the built-in data; other data have prompts of their own.
+SAMPLE_PROMPTS = [("Name three colours.", ""), ("Is this positive or negative?", "What a day!")]
 
 
 @dataclass
@@ -96,6 +105,7 @@ def main() -> None:
 
     # ---- chapter 1: data
     splits = load_splits(data, template, run.encoding, data.split_seed)
+    data.revision = splits.revision  # recorded, so that a resumed run reads the same rows
     check_batch_size(data.data, len(splits.train), config.batch_size)
 
     # ---- chapter 2: model
@@ -120,6 +130,7 @@ def main() -> None:
 
     # ---- chapter 4: fine-tuning, between two looks at the test split
     answering = Answering(model, run.encoding, template, evaluation.answer_tokens, config)
+    shown = SAMPLE_PROMPTS if data.data == "sample" else example_prompts(splits.validation)
     choice = np.random.default_rng(data.split_seed).permutation(len(splits.test))
     answered = choice[: evaluation.test_answers]  # the same rows for every --seed
     answered_rows = splits.test[answered]
@@ -142,16 +153,17 @@ def main() -> None:
         return found | {"test": metrics, "losses": losses.tolist(), "targets": targets.tolist()}
 
     def evaluate() -> dict[str, float]:
-        answering.show_fixed_prompts()
+        answering.show(shown)
         return validation_loss()
 
     model.eval()
-    before = run.folder.once("before.json", lambda: {"origin": origin} | look_at_test("before"))
+    before = run.measure_before(lambda: {"origin": origin} | look_at_test("before"), splits.items())
     recipe = Recipe(
         "instruction",
         run.encoding,
         {"template": dataclasses.asdict(template), "max_length": data.max_length,
-         "data": splits.name},
+         "instruction_column": data.instruction_column, "input_column": data.input_column,
+         "output_column": data.output_column, "trained_on": licences(run.start, [data.data])},
     )  # fmt: skip
     with explaining_not_finite(splits.train["instruction"]):
         result = train(
@@ -170,7 +182,7 @@ def main() -> None:
     truncated = {split: dataset.truncated for split, dataset in datasets.items()}
     results = {
         "task": "instruction",
-        "data": describe_splits(splits) | {"truncated": truncated},
+        "data": describe_splits(splits) | {"truncated": truncated, "example": shown[0]},
         "model": run.describe_model(model, before["origin"]) | {"max_length": data.max_length},
         "before": {"test": before["test"]},
         "after": {"validation": after["validation"], "test": after["test"]},
@@ -185,12 +197,26 @@ def main() -> None:
         after["targets"],
     )  # fmt: skip
     write_report(run.folder, results)
+    instruction, text = shown[0]
+    example = shlex.quote(instruction) + (f" --input {shlex.quote(text)}" if text else "")
     respond = f"python {beside(__file__, 'respond.py')} {shlex.quote(str(run.folder.folder))}"
     run.end(
         comparison_table(results),
         describe_training(results["training"]),
-        f'ask the model yourself:\n  {respond} "Name three colours."',
+        f"ask the model yourself:\n  {respond} {example}",
     )
+
+
+def example_prompts(validation: pl.DataFrame) -> list[tuple[str, str]]:
+    """(instruction, input) of two of the rows: the first short one without input and, where there
+    is one, the first with a short input. They are answered at each evaluation."""
+    alone = validation.filter(pl.col("input") == "")["instruction"]
+    found = [(short_text(alone), "")] if len(alone) else []
+    about = validation.filter(pl.col("input").str.len_chars().is_between(1, 70))
+    if not about.is_empty():
+        shortest = about.sort(pl.col("instruction").str.len_chars(), maintain_order=True)
+        found.append(shortest.select("instruction", "input").row(0))
+    return found or [(short_text(validation["instruction"]), "")]
 
 
 @dataclass
@@ -221,12 +247,13 @@ class Answering:
             "tasks": [answer.text for answer in tasks],
         }
 
-    def show_fixed_prompts(self) -> None:
-        """Print the answers to `FIXED_PROMPTS`, so that one sees the model learn."""
-        texts = [self.template.prompt(*prompt) for prompt in FIXED_PROMPTS]
+    def show(self, prompts: list[tuple[str, str]]) -> None:
+        """Print the answers to (instruction, input), so that one sees the model learn."""
+        texts = [self.template.prompt(*prompt) for prompt in prompts]
         answers = self.answers_to([self.encoding.encode_ordinary(text) for text in texts])
-        for (instruction, text), answer in zip(FIXED_PROMPTS, answers, strict=True):
-            tqdm.write(f"  {instruction} {text}".rstrip() + f"\n    -> {shorten(answer.text, 100)}")
+        for (instruction, text), answer in zip(prompts, answers, strict=True):
+            question = shorten(f"{instruction} {text}", 100)
+            tqdm.write(f"  {question}\n    -> {shorten(answer.text, 100)}")
 
 
 if __name__ == "__main__":

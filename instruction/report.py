@@ -29,20 +29,27 @@ _SHARES = {
 
 def comparison_table(results: dict[str, Any]) -> str:
     """Before and after fine-tuning, on the test split."""
-    before, after = results["before"]["test"], results["after"]["test"]
-    rows = [
-        ["loss (nats a response token)", f"{before['loss']:.4f}", f"{after['loss']:.4f}"],
-        ["perplexity", f"{before['perplexity']:,.1f}", f"{after['perplexity']:,.1f}"],
-    ]
-    rows += [[name, percent(before[key]), percent(after[key])] for key, name in _SHARES.items()]
-    kinds = after["task_success_by_kind"]
-    rows += [
-        [f"tasks: {kind}", percent(before["task_success_by_kind"][kind]), percent(kinds[kind])]
-        for kind in kinds
-    ]
     header = [f"{results['data']['test']:,} test rows", "before", "after"]
-    sentences = "\n".join(f"- {each}" for each in describe_evidence(results["evidence"]))
-    return f"{format_table(header, rows)}\n\n{sentences}"
+    table = metrics_table(header, [results["before"]["test"], results["after"]["test"]])
+    return "\n".join([table, "", *(f"- {said}" for said in describe_evidence(results["evidence"]))])
+
+
+def metrics_table(header: Sequence[str], columns: Sequence[dict[str, Any]]) -> str:
+    """A line on each metric, with a column for each of `columns`."""
+    rows = [
+        ["loss (nats a response token)", *(f"{column['loss']:.4f}" for column in columns)],
+        ["perplexity", *(f"{column['perplexity']:,.1f}" for column in columns)],
+    ]
+    rows += [
+        [name, *(percent(column[key]) for column in columns)]
+        for key, name in _SHARES.items()
+        if key in columns[0]
+    ]
+    rows += [
+        [f"tasks: {kind}", *(percent(column["task_success_by_kind"][kind]) for column in columns)]
+        for kind in columns[0].get("task_success_by_kind", ())
+    ]
+    return format_table(header, rows)
 
 
 def answer_records(
@@ -68,7 +75,8 @@ def task_records(before: Sequence[str], after: Sequence[str]) -> list[dict[str, 
 def write_report(run: RunFolder, results: dict[str, Any]) -> None:
     """Write results.json, curves.png and report.md."""
     plot_curves(run.read_log(), ("loss", "perplexity"), run.folder / "curves.png")
-    (run.folder / "report.md").write_text(_report(results), encoding="utf-8")
+    report = _report(results)  # a data set's name may be that of a file that is not UTF-8
+    (run.folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
     run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 
@@ -92,18 +100,19 @@ def _report(results: dict[str, Any]) -> str:
         f"## Answers, good and bad, as they are\n\nThe first {len(shown)} of {len(answers)}; "
         "results.json has all.\n\n" + side_by_side(
             ["instruction", "reference", "before", "after"],
-            [[_question(row), row["reference"], row["before"], row["after"]] for row in shown],
+            [[question(row), row["reference"], row["before"], row["after"]] for row in shown],
         ),
         "## Tasks that a program judges\n\n" + side_by_side(
             ["kind", "instruction", "before", "after", "solved"],
-            [[row["kind"], _question(row), row["before"], row["after"],
+            [[row["kind"], question(row), row["before"], row["after"],
               "yes" if row["solved"] else "no"] for row in results["tasks"]],
         ),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def _question(row: dict[str, Any]) -> str:
+def question(row: dict[str, Any]) -> str:
+    """What the row asks, as one text."""
     return row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
 
 

@@ -2,37 +2,58 @@
 
     python instruction/respond.py RUN "Name three colours."
     python instruction/respond.py RUN "Is this positive?" --input "What a day!"
+    python instruction/respond.py RUN --file questions.csv --out answered.csv
     python instruction/respond.py RUN --file questions.jsonl > answers.jsonl
     python instruction/respond.py RUN                          # a conversation
 
     cat questions.txt | python instruction/respond.py RUN
 
-A file holds one instruction a line, or rows with `instruction` and `input` as JSONL, JSON, CSV,
-TSV or Parquet; a pipe holds lines. The answers come as JSONL, in that order. In a conversation
-Ctrl-C ends an answer and Ctrl-D the program; each instruction stands for itself, as in training.
+A table (CSV, TSV, JSON Lines, Parquet, and whatever training reads) keeps its columns and gets one
+more, the answer. Of any other file, and of standard input, each line is an instruction. Without
+--out the answers come as JSON Lines. In a conversation Ctrl-C ends an answer and Ctrl-D the
+program; each instruction stands for itself, as in training.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
+import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import polars as pl
 import tiktoken
 from tqdm import tqdm
 
-from gpt2.checkpoint import load_checkpoint
+from gpt2.checkpoint import Recipe, load_checkpoint
 from gpt2.generation import PromptTooLong, SamplingSettings, stream_text
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
-from gpt2.support.files import decode_utf8, read_rows, read_utf8
+from gpt2.support.files import decode_utf8, read_utf8
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
+from gpt2.support.streaming import (
+    Part,
+    Table,
+    add_columns,
+    is_table,
+    new_names,
+    open_table,
+    require_columns,
+    table_of_lines,
+    texts_of,
+)
+from gpt2.support.table_output import check_new_table, check_types, json_lines, writing_table
+from gpt2.tokenizer import encode_text, encode_texts
 from instruction.evaluation import answer_prompts
 from instruction.template import Template
 
@@ -42,7 +63,17 @@ class RespondSettings:
     """Asking"""
 
     input: str = flag("", "what the instruction is about, where it needs something")
-    file: str = flag("", "answer every instruction of this file, as JSONL on standard output")
+    file: str = flag("", "answer every instruction of this table, or of this file of lines")
+    instruction_column: str = flag(
+        "", "column of the table with the instruction; left out, what the run was trained with"
+    )
+    input_column: str = flag(
+        "", "column with what the instruction is about; left out, the run's, if it is there"
+    )
+    out: str = flag(
+        "", "write the table with the answers to this file: .csv, .tsv, .jsonl, .json or .parquet"
+    )
+    overwrite: bool = flag(False, "replace the file that --out names")
     seed: int = flag(
         1, "another seed gives other answers, if --temperature is above 0; the second instruction "
         "takes the next number, and so on", at_least=0, at_most=2**32 - 1
@@ -50,25 +81,52 @@ class RespondSettings:
     batch_size: int = flag(16, "instructions of a file answered at once", at_least=1)
 
 
-def read_instructions(path: Path) -> list[tuple[str, str]]:
-    """(instruction, input) of each row of a table, or of each line of any other file."""
-    if path.suffix.lower() not in (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"):
-        if not path.is_file():
-            raise UserError(f"--file {path}: no such file")
-        return instruction_lines(read_utf8(path))
-    questions = []
-    for number, row in enumerate(read_rows(path), start=1):
-        instruction, text = row.get("instruction"), row.get("input") or ""
-        if not isinstance(instruction, str) or not isinstance(text, str):
-            raise UserError(f"{path}: row {number} needs an 'instruction' that is text")
-        questions.append((instruction.strip(), text.strip()))
-    return questions
+@dataclass
+class Questions:
+    """Instructions to answer: a table, and its columns with the instruction and the input; "" if
+    there is no input."""
+
+    table: Table
+    instruction: str
+    input: str
+
+    def of(self, part: Part, first_row: int) -> list[tuple[str, str]]:
+        """(instruction, input) of each row of a part of the table. Raises UserError."""
+        instructions = texts_of(self.table, part, self.instruction, first_row)
+        inputs = [""] * len(part)
+        if self.input:
+            inputs = texts_of(self.table, part, self.input, first_row)
+        questions = [
+            (one.strip(), other.strip()) for one, other in zip(instructions, inputs, strict=True)
+        ]
+        for number, (instruction, _) in enumerate(questions, start=first_row):
+            if not instruction:
+                raise UserError(
+                    f"{self.table.name}: row {number} needs an '{self.instruction}' that is text"
+                )
+        return questions
 
 
-def instruction_lines(text: str) -> list[tuple[str, str]]:
-    """(instruction, "") of each line that has one."""
+def read_questions(settings: RespondSettings, recipe: Recipe) -> Questions:
+    """What --file or, without it, standard input asks. Raises UserError."""
+    path = Path(settings.file)
+    if not settings.file:
+        name, text = "standard input", decode_utf8("standard input", sys.stdin.buffer.read())
+    elif not is_table(path):
+        name, text = settings.file, read_utf8(path)
+    else:
+        table = open_table(path)
+        for note in table.notes:
+            print(note, file=sys.stderr)  # standard output holds the answers alone
+        instruction = settings.instruction_column or recipe.settings["instruction_column"]
+        require_columns(table, [instruction], "--instruction-column")
+        if settings.input_column:
+            require_columns(table, [settings.input_column], "--input-column")
+        wanted = settings.input_column or recipe.settings["input_column"]
+        return Questions(table, instruction, wanted if wanted in table.schema else "")
     # not splitlines(), which also cuts at characters that stand inside texts, as U+2028
-    return [(line.strip(), "") for line in text.split("\n") if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return Questions(table_of_lines(name, "instruction", lines), "instruction", "")
 
 
 def main() -> None:
@@ -87,18 +145,8 @@ def main() -> None:
     )
     if arguments.instruction is not None and not arguments.instruction.strip():
         raise UserError("the instruction is empty")
-    if settings.file and arguments.instruction:
-        raise UserError("give either an instruction or --file, not both")
-    if settings.input and not arguments.instruction:
-        raise UserError("--input belongs to an instruction; give one")
+    _check_flags(settings, arguments.instruction)
     device = choose_device(on.device)
-    conversation = not (settings.file or arguments.instruction) and sys.stdin.isatty()
-    source, questions = "", []
-    if settings.file:
-        source, questions = settings.file, read_instructions(Path(settings.file))
-    elif not (arguments.instruction or conversation):
-        source = "standard input"
-        questions = instruction_lines(decode_utf8(source, sys.stdin.buffer.read()))
     model, recipe = load_checkpoint(arguments.run, "instruction")
     model.to(device)
     encoding = recipe.encoding
@@ -108,12 +156,12 @@ def main() -> None:
         raise UserError(f"{arguments.run}: its checkpoint has no usable template ({error})")
 
     def show(instruction: str, text: str, seed: int) -> None:
-        prompt = encoding.encode_ordinary(template.prompt(instruction, text))
+        prompt = encode_text(encoding, template.prompt(instruction, text))
         for piece in stream_text(model, encoding, prompt, sampling, seed, on.precision):
             print(piece, end="", flush=True)
         print()
 
-    if conversation:
+    if not (settings.file or arguments.instruction) and sys.stdin.isatty():
         converse(lambda instruction, turn: show(instruction, "", settings.seed + turn))
     elif arguments.instruction:
         try:
@@ -121,42 +169,103 @@ def main() -> None:
         except PromptTooLong as error:
             raise UserError(str(error)) from None
     else:
-        answer_all(model, encoding, template, questions, source, sampling, settings, on.precision)
+        questions = read_questions(settings, recipe)
+        _check_prompts(questions, encoding, template, model.config.n_positions)
+        answered = answer_all(
+            model, encoding, template, questions, sampling, settings, on.precision
+        )
+        write_answers(answered, questions, Path(settings.out) if settings.out else None)
+
+
+def _check_flags(settings: RespondSettings, instruction: str | None) -> None:
+    if settings.file and instruction:
+        raise UserError("give either an instruction or --file, not both")
+    if settings.input and not instruction:
+        raise UserError("--input belongs to an instruction; give one")
+    if settings.file and not Path(settings.file).is_file():
+        raise UserError(f"--file {settings.file}: no such file")
+    for name in ("instruction_column", "input_column"):
+        if getattr(settings, name) and not is_table(Path(settings.file)):
+            raise UserError(
+                f"--{name.replace('_', '-')} is for a table: --file with a .csv, .tsv, .jsonl, "
+                ".json or .parquet file"
+            )
+    if settings.out and instruction:
+        raise UserError("--out is for the answers to --file or standard input")
+    if settings.out:
+        check_new_table(Path(settings.out), settings.overwrite)
+    elif settings.overwrite:
+        raise UserError("--overwrite goes with --out; add it")
+
+
+def _check_prompts(
+    questions: Questions, encoding: tiktoken.Encoding, template: Template, context: int
+) -> None:
+    """Before any work: raises UserError for a row without an instruction, or with too long a
+    one."""
+    row = 1
+    for part in questions.table.parts():
+        prompts = [template.prompt(*question) for question in questions.of(part, row)]
+        for number, prompt in enumerate(encode_texts(encoding, prompts), start=row):
+            if len(prompt) >= context:
+                raise UserError(
+                    f"{questions.table.name}: instruction {number} has {len(prompt)} tokens with "
+                    "the template, which leaves no room for an answer in the model's context of "
+                    f"{context}"
+                )
+        row += len(part)
 
 
 def answer_all(
     model: GPT2,
     encoding: tiktoken.Encoding,
     template: Template,
-    questions: list[tuple[str, str]],
-    source: str,
+    questions: Questions,
     sampling: SamplingSettings,
     settings: RespondSettings,
     precision: str,
-) -> None:
-    """Print the answer to each (instruction, input) of `source` as one line of JSON."""
-    prompts = [encoding.encode_ordinary(template.prompt(*question)) for question in questions]
-    for number, prompt in enumerate(prompts, start=1):
-        if len(prompt) >= model.config.n_positions:
-            raise UserError(
-                f"{source}: instruction {number} has {len(prompt)} tokens with the template, which "
-                f"leaves no room for an answer in the model's context of {model.config.n_positions}"
-            )
+) -> Iterator[tuple[Part, list[str]]]:
+    """The table of `questions`, some rows at a time, with the answers to them."""
     # In chunks, so that what is answered is out before the end, whatever happens then; inside a
     # chunk, prompts of similar length share a batch.
-    chunk = 8 * settings.batch_size
-    bar = tqdm(total=len(prompts), unit="answer", disable=None, dynamic_ncols=True)
-    for start in range(0, len(prompts), chunk):
-        answers = answer_prompts(
-            model, encoding, prompts[start : start + chunk], sampling, settings.batch_size,
-            precision, settings.seed + start,
-        )  # fmt: skip
-        for (instruction, text), answer in zip(questions[start:], answers, strict=False):
-            row = {"instruction": instruction, "input": text, "output": answer.text}
-            tqdm.write(json.dumps(row, ensure_ascii=False))
-        sys.stdout.flush()
-        bar.update(len(answers))
+    chunk, row = 8 * settings.batch_size, 0
+    bar = tqdm(total=questions.table.rows, unit="answer", disable=None, dynamic_ncols=True)
+    for part in questions.table.parts():
+        for start in range(0, len(part), chunk):
+            rows = part[start : start + chunk]
+            asked = questions.of(rows, row + 1)
+            prompts = encode_texts(encoding, [template.prompt(*question) for question in asked])
+            answers = answer_prompts(
+                model, encoding, prompts, sampling, settings.batch_size, precision,
+                settings.seed + row,
+            )  # fmt: skip
+            yield rows, [answer.text for answer in answers]
+            row += len(rows)
+            bar.update(len(rows))
     bar.close()
+
+
+def write_answers(
+    answered: Iterator[tuple[Part, list[str]]], questions: Questions, out: Path | None
+) -> None:
+    """Write the table with one more column to `out`, or print it as JSON Lines. The column is
+    `output`, or `answer` where the table has an `output`, which is somebody else's answer."""
+    table = questions.table
+    wanted = "answer" if "output" in table.schema else "output"
+    name = new_names(table, [wanted])[wanted]
+    if out is None:
+        check_types(table.name, table.schema, ".jsonl")
+        for rows, answers in answered:
+            for line in json_lines(add_columns(rows, {name: answers})):
+                tqdm.write(line)
+            sys.stdout.flush()
+        return
+    count = 0
+    with writing_table(out, table.schema | {name: pl.String()}) as write:
+        for rows, answers in answered:
+            write(add_columns(rows, {name: answers}))
+            count += len(rows)
+    print(f"{out}: {count:,} rows; the answers are in the column '{name}'")
 
 
 def converse(show: Callable[[str, int], None]) -> None:
@@ -183,4 +292,4 @@ def converse(show: Callable[[str, int], None]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, is_filter=True)

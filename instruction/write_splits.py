@@ -8,14 +8,22 @@ instruction tuning whose test is meant to be new to the model:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
+from dataclasses import dataclass
 
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
 from gpt2.tokenizer import get_encoding
-from instruction.data import DataSettings, load_splits
+from instruction.data import load_splits, print_splits
+from instruction.sources import DataSettings
 from instruction.template import Template
 
 
@@ -34,6 +42,7 @@ def main() -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out {folder}: is there already; name a new folder")
     splits = load_splits(data, Template(), get_encoding("mini"), data.split_seed)
+    print_splits(splits)
     folder.mkdir(parents=True, exist_ok=True)
     for split, frame in splits.items():
         frame.write_ndjson(folder / f"{split}.jsonl")

@@ -19,18 +19,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from gpt2.support.cells import text_of
 from gpt2.support.errors import UserError
 from gpt2.support.files import (
     TABLE_SUFFIXES,
     clean_text,
     collapse_white_space,
+    is_table,
     read_rows,
-    read_utf8,
+    read_text,
     replace_br_tags,
+    table_suffix,
     unescape_entities,
 )
 from gpt2.support.flags import flag
-from gpt2.support.splits import data_name
+from gpt2.support.splits import counts_in_words, data_name
+from gpt2.tokenizer import encode_texts
 
 _REPOSITORY = Path(__file__).parent.parent
 SAMPLE = (
@@ -51,11 +55,15 @@ class CorpusSettings:
         "files and folders with texts: Parquet, JSONL, JSON, CSV, TSV, or .txt. PATH:COLUMN,COLUMN "
         "names the columns, joined by an empty line; left out, `text`, or instruction, input and "
         "output. sample stands for the built-in reviews and instructions",
+        may_change=True,
+        names=("sample",),
     )
     exclude: tuple[str, ...] = flag(
         (),
         "files and folders, written as for --data, whose texts must not be in: a test split. White "
         "space, <br /> and entities make no difference",
+        may_change=True,
+        names=(),
     )
     validation_share: float = flag(
         0.01, "share of each source's documents kept for validation, at least one document",
@@ -84,25 +92,28 @@ class Corpus:
     validation: pl.DataFrame
     removed: dict[str, int]  # reason -> documents
     test_files: list[str]  # files that were read though their names say that they are for testing
+    notes: list[str]  # files read, and what reading did otherwise than their names say
 
 
 def read_corpus(settings: CorpusSettings, seed: int) -> Corpus:
     """Read, clean and split what `settings.data` names. The result depends on the files, the
     settings and `seed` alone. Raises UserError for data that cannot be used."""
+    notes: list[str] = []
     excluded_files, excluded = set(), set()
     for item in settings.exclude:
         for file, columns in _find(item, "--exclude"):
             excluded_files.add(file.resolve())
-            excluded.update(map(clean_text, _read_documents(file, columns)))
+            excluded.update(map(clean_text, _read_documents(file, columns, notes)))
 
     texts, sources, test_files = [], [], []
     for item in settings.data:
         for file, columns in _find(item, "--data"):
             if file.resolve() in excluded_files:
+                notes.append(f"{file}: left out, as --exclude names it")
                 continue
             if re.search("(^|[^a-z])test([^a-z]|$)", "/".join(file.parts[-2:]).lower()):
                 test_files.append(str(file))
-            found = _read_documents(file, columns)
+            found = _read_documents(file, columns, notes)
             bar = tqdm(found, desc=f"cleaning {file.name}", unit="text", disable=None, leave=False)
             texts += map(clean_document, bar)
             sources += [file.stem if item == "sample" else item_name(item)] * len(found)
@@ -123,7 +134,7 @@ def read_corpus(settings: CorpusSettings, seed: int) -> Corpus:
         removed[reason] = len(documents) - len(kept)
         documents = kept
     if documents.is_empty():
-        left_out = ", ".join(f"{reason} {count:,}" for reason, count in removed.items())
+        left_out = counts_in_words(removed) or "none removed"
         raise UserError(f"--data {' '.join(settings.data)}: no texts are left ({left_out})")
 
     # One shuffle mixes the sources, so that neighbouring rows, and the documents that share a row,
@@ -143,6 +154,7 @@ def read_corpus(settings: CorpusSettings, seed: int) -> Corpus:
         validation=validation,
         removed=removed,
         test_files=test_files,
+        notes=notes,
     )
 
 
@@ -180,7 +192,7 @@ def _find(item: str, flag_shown: str) -> list[tuple[Path, list[str]]]:
         return [(file, []) for file in SAMPLE]
     path, columns = _split_columns(item)
     if path.is_file():
-        if columns and path.suffix.lower() == ".txt":
+        if columns and table_suffix(path) == ".txt":
             raise UserError(f"{flag_shown} {item}: {path.name} is plain text, it has no columns")
         return [(path, columns)]
     if not path.is_dir():
@@ -188,7 +200,7 @@ def _find(item: str, flag_shown: str) -> list[tuple[Path, list[str]]]:
             f"{flag_shown} {path}: no such file or folder (write PATH or PATH:COLUMN,COLUMN; "
             "sample is built in)"
         )
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in TABLE_SUFFIXES]
+    files = [file for file in sorted(path.rglob("*")) if is_table(file)]
     if not files:
         raise UserError(
             f"{flag_shown} {path}: no file with texts in it; such files end in "
@@ -197,10 +209,10 @@ def _find(item: str, flag_shown: str) -> list[tuple[Path, list[str]]]:
     return [(file, columns) for file in files]
 
 
-def _read_documents(file: Path, columns: Sequence[str]) -> list[str]:
+def _read_documents(file: Path, columns: Sequence[str], notes: list[str]) -> list[str]:
     """The documents of one file, as they are."""
-    if file.suffix.lower() == ".txt":
-        text = read_utf8(file)
+    if table_suffix(file) == ".txt":
+        text = read_text(file)
         if not text.strip():
             raise UserError(f"{file}: the file is empty")
         documents = [[]]
@@ -209,8 +221,9 @@ def _read_documents(file: Path, columns: Sequence[str]) -> list[str]:
                 documents.append([])
             else:
                 documents[-1].append(line)
+        notes.append(f"read {file}: {len(documents):,} documents")
         return ["\n".join(lines) for lines in documents]
-    rows = read_rows(file)
+    rows = read_rows(file, notes)
     there = list(dict.fromkeys(name for row in rows for name in row))
     columns = columns or next((names for names in LAYOUTS if set(names) <= set(there)), ["text"])
     for name in columns:
@@ -221,13 +234,9 @@ def _read_documents(file: Path, columns: Sequence[str]) -> list[str]:
             )
     documents = []
     for number, row in enumerate(rows, start=1):
-        parts = [row.get(name) for name in columns]
-        for name, part in zip(columns, parts, strict=True):
-            if not (part is None or isinstance(part, str)):
-                raise UserError(
-                    f"{file}: row {number}: '{name}' is {type(part).__name__}, not text"
-                )
+        parts = [text_of(row.get(name), file, number, name) for name in columns]
         documents.append("\n\n".join(part.strip() for part in parts if part and part.strip()))
+    notes.append(f"read {file}: {len(documents):,} documents")
     return documents
 
 
@@ -294,7 +303,7 @@ class TokenRows(Dataset):
                    disable=None if progress else True)  # fmt: skip
         for start in range(0, len(documents), 1000):
             chunk = list(documents[start : start + 1000])
-            for tokens in encoding.encode_ordinary_batch(chunk):
+            for tokens in encode_texts(encoding, chunk):
                 pieces += [np.array(tokens, dtype=np.int32), end]
                 counts.append(len(tokens) + 1)
             bar.update(len(chunk))

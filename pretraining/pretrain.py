@@ -10,6 +10,14 @@ demonstration. What makes pre-training worth its time is text, much of it.
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +38,13 @@ from gpt2.support.script import run_script
 from gpt2.support.tables import format_table, plot_curves
 from gpt2.training import train
 from gpt2.weights.building import ModelSettings, check_max_length
+from gpt2.weights.licences import licences
 from pretraining.corpus import Corpus, CorpusSettings, TokenRows, item_name, read_corpus
 
-# Continued at each evaluation, so that one sees the model learn. Sampled: the likeliest token each
-# time would end in a loop, which says little about a language model.
-BEGINNINGS = ("This film", "The best way to", "Once upon a time")
+# Continued at each evaluation of the built-in data, so that one sees the model learn; with other
+# data, the beginnings of held-out documents. Sampled: the likeliest token each time would end in a
+# loop, which says little about a language model.
+SAMPLE_BEGINNINGS = ("This film", "The best way to", "Once upon a time")
 SAMPLING = SamplingSettings(max_new_tokens=32, temperature=0.8, top_k=50)
 
 
@@ -60,6 +70,10 @@ def main() -> None:
 
     # ---- chapter 1: data
     corpus = read_corpus(data, data.split_seed)
+
+    beginnings = SAMPLE_BEGINNINGS
+    if data.data != ("sample",):
+        beginnings = [" ".join(text.split()[:4]) for text in corpus.validation["text"][:3]]
 
     # ---- chapter 2: model
     model, origin = run.build_model(LanguageModelHead)
@@ -87,24 +101,28 @@ def main() -> None:
 
     def continuations() -> list[str]:
         end, seed = run.encoding.eot_token, run_settings.seed
-        prompts = [[end, *run.encoding.encode_ordinary(text)] for text in BEGINNINGS]
+        prompts = [[end, *run.encoding.encode_ordinary(text)] for text in beginnings]
         with autocast(run.device, config.precision):
             generated = generate(model, prompts, SAMPLING, end, range(seed, seed + len(prompts)))
         return [run.encoding.decode(tokens) for tokens in generated]
 
     def evaluate() -> dict[str, float]:
-        for beginning, text in zip(BEGINNINGS, continuations(), strict=True):
+        for beginning, text in zip(beginnings, continuations(), strict=True):
             tqdm.write(f"  {beginning} ...\n    -> {' '.join(text.split())}")
         metrics = by_source()
         apart = {f"{name} perplexity": found["perplexity"] for name, found in metrics.items()}
         return mean_over_sources(metrics, validation) | (apart if len(apart) > 1 else {})
 
     model.eval()
-    before = run.folder.once(
-        "before.json",
+    before = run.measure_before(
         lambda: {"origin": origin, "by_source": by_source(), "continuations": continuations()},
+        [("train", corpus.train), ("validation", corpus.validation)],
     )
-    recipe = Recipe("pretraining", run.encoding, {"max_length": max_length, "data": corpus.name})
+    recipe = Recipe(
+        "pretraining",
+        run.encoding,
+        {"max_length": max_length, "trained_on": licences(run.start, list(data.data))},
+    )
     with explaining_not_finite():
         result = train(
             model, rows, language_model_loss, evaluate, config, run_settings.seed, run.folder,
@@ -121,7 +139,7 @@ def main() -> None:
         return
     results = {
         "task": "pretraining",
-        "data": description,
+        "data": description | {"example": beginnings[0]},
         "model": run.describe_model(model, before["origin"]) | {"max_length": max_length},
         "before": {
             "validation": mean_over_sources(before["by_source"], validation),
@@ -135,7 +153,7 @@ def main() -> None:
         "continuations": [
             {"beginning": beginning, "before": text_before, "after": text_after}
             for beginning, text_before, text_after in zip(
-                BEGINNINGS, before["continuations"], continued, strict=True
+                beginnings, before["continuations"], continued, strict=True
             )
         ],
     }
@@ -177,12 +195,15 @@ def describe_corpus(
         "validation_tokens": {source: dataset.targets for source, dataset in validation.items()},
         "removed": corpus.removed,
         "test_files": corpus.test_files,
+        "notes": corpus.notes,
     }
 
 
 def print_summary(description: dict[str, Any], max_length: int) -> None:
     """What the data is, before any time is spent on it."""
     print(f"data: {description['name']}")
+    for note in description["notes"]:
+        print(f"  {note}")
     width = max(map(len, description["train_tokens"]))
     for source, tokens in description["train_tokens"].items():
         print(
@@ -250,7 +271,8 @@ def write_report(run: RunFolder, results: dict[str, Any]) -> None:
         for who in ("before", "after"):
             quoted = "\n".join(f"> {line}" for line in (row[who] or "(nothing)").splitlines())
             parts.append(f"**{who}**\n\n{quoted}")
-    (run.folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    report = "\n\n".join(parts) + "\n"  # a source's name may be that of a file that is not UTF-8
+    (run.folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
     run.write_json("results.json", results)  # the last one: a run that has it is complete
 
 

@@ -9,10 +9,19 @@ The same files give the same bytes. Sennrich et al. 2016, "Neural Machine Transl
 with Subword Units"; the byte level and the split into words are GPT-2's.
 """
 
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 import tiktoken
@@ -65,12 +74,15 @@ def main() -> None:
     )
     if not settings.out:
         raise UserError("--out is missing: name the folder that gets the encoding")
+    notes: list[str] = []
     texts = [
         clean_text(text)
         for file in arguments.files
-        for column in read_table(file).select(pl.col(pl.String)).iter_columns()
+        for column in read_table(file, notes=notes).select(pl.col(pl.String)).iter_columns()
         for text in column.drop_nulls()
     ]
+    for note in [*(f"read {file}" for file in arguments.files), *notes]:
+        print(note)
     encoding = train_bpe(texts, settings.vocab_size)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)

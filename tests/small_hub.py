@@ -22,11 +22,14 @@ class SmallHub:
                (half of them, then the line is closed), 404 or 500; nothing once the list is empty
     headless   how many of the requests for a file's description are answered by 500 first
     checksums  path -> a checksum to claim instead of the true one
+    branches   names of `revision`, which may also be one of `commits`: revision -> its files
+    gated      whether files are for those alone who have accepted conditions
     """
 
     def __init__(self, repository, revision, files, kind="datasets"):
         self.repository, self.revision, self.files, self.kind = repository, revision, files, kind
         self.requests, self.faults, self.headless, self.checksums = [], {}, 0, {}
+        self.branches, self.commits, self.gated = {"main"}, {}, False
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -66,37 +69,52 @@ class SmallHub:
     def respond(self, path, body):
         """Status, content, headers, and the fault that befalls the content."""
         api = f"/api/{self.kind}/{self.repository}"
-        if path == f"{api}/revision/{self.revision}":
-            info = {
-                "id": self.repository,
-                "sha": self.revision,
-                "siblings": [{"rfilename": name} for name in self.files],
-            }
+        commits = {self.revision: self.files} | self.commits
+        if path.startswith("/api/") and not path.startswith(f"{api}/"):
+            return 401, b"{}", {"X-Error-Code": "RepoNotFound"}, None
+        if path.startswith(f"{api}/revision/"):
+            name = path.removeprefix(f"{api}/revision/")
+            commit = self.revision if name in self.branches else name
+            if commit not in commits:
+                return 404, b"{}", {"X-Error-Code": "RevisionNotFound"}, None
+            files = [
+                {"rfilename": name, "size": len(content)}
+                for name, content in commits[commit].items()
+            ]
+            info = {"id": self.repository, "sha": commit, "siblings": files}
             return 200, json.dumps(info).encode(), {"Content-Type": "application/json"}, None
         if path.startswith(f"{api}/tree/{self.revision}"):
             tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": self.checksum(name)}
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": len(content),
+                    "oid": self.checksum(name, content),
+                }
                 for name, content in self.files.items()
             ]
             return 200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, None
 
         prefix = "" if self.kind == "models" else f"/{self.kind}"
-        name = path.removeprefix(f"{prefix}/{self.repository}/resolve/{self.revision}/")
+        where = path.removeprefix(f"{prefix}/{self.repository}/resolve/")
         from_storage = path.startswith("/storage/")
-        name = name.removeprefix("/storage/")
-        if name == path or name not in self.files:
+        commit, _, name = where.removeprefix("/storage/").partition("/")
+        if name not in commits.get(commit, {}):
             headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.revision}
             return 404, b"{}", headers, None
-        content = self.files[name]
+        if self.gated and not from_storage:
+            return 401, b"", {"X-Error-Code": "GatedRepo"}, None
+        content = commits[commit][name]
         if not body and self.headless:
             self.headless -= 1
             return 500, b"", {}, None
-        headers = {"ETag": f'"{self.checksum(name)}"', "X-Repo-Commit": self.revision}
+        checksum = self.checksum(name, content)
+        headers = {"ETag": f'"{checksum}"', "X-Repo-Commit": commit}
         if name.endswith(_LARGE) and not from_storage:
             headers |= {
                 "X-Linked-Etag": headers["ETag"],
                 "X-Linked-Size": str(len(content)),
-                "Location": f"http://localhost:{self.server.server_port}/storage/{name}",
+                "Location": f"http://localhost:{self.server.server_port}/storage/{commit}/{name}",
             }
             return 302, b"", headers, None
         fault = self.faults[name].pop(0) if body and self.faults.get(name) else None
@@ -104,8 +122,7 @@ class SmallHub:
             return fault, b"", {}, None
         return 200, content, headers, fault
 
-    def checksum(self, name):
-        content = self.files[name]
+    def checksum(self, name, content):
         digest = hashlib.sha256() if name.endswith(_LARGE) else hashlib.sha1()
         if not name.endswith(_LARGE):
             digest.update(b"blob %d\0" % len(content))

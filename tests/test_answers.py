@@ -10,7 +10,6 @@ from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import get_encoding
-from instruction.data import SAMPLE
 from instruction.evaluation import (
     Answer,
     answer_metrics,
@@ -22,6 +21,7 @@ from instruction.evaluation import (
     well_formed,
 )
 from instruction.report import answer_records, task_records
+from instruction.sources import SAMPLE
 from instruction.tasks import TASKS, number
 from instruction.template import Template
 

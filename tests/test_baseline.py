@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from conftest import SHARED
 
-from baselines.train_logreg import FEATURES, BagOfWords
+from baselines.train_logreg import FEATURES, BagOfWords, has_words
 from classification.data import load_splits
 from classification.evaluation import classification_metrics
 from classification.sources import DataSettings
-from gpt2.support.errors import UserError
 
 
 @pytest.mark.parametrize("features", FEATURES)
@@ -46,9 +45,26 @@ def test_naive_bayes_ratio_by_hand():
     assert ratio == pytest.approx([np.log(3 / 4) - np.log(2 / 4), np.log(1 / 4) - np.log(2 / 4)])
 
 
-def test_texts_without_words_are_refused():
-    with pytest.raises(UserError, match="no words"):
-        BagOfWords("count").fit(["! ?", "..."], np.array([0, 1]), 2)
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize(
+    "good, bad", [("😀 !!", "😡 ..."), ("这部电影很好看", "这部电影太难看"),
+                  ("とても楽しい映画", "つまらない映画"), ("หนังดีมาก", "หนังแย่มาก"), ("+", "-")]
+)  # fmt: skip
+def test_texts_without_words_or_without_spaces_are_learnt_by_characters(features, good, bad):
+    texts = [f"{good}{'。' * i}" for i in range(20)] + [f"{bad}{'。' * i}" for i in range(20)]
+    model = BagOfWords(features).fit(texts, np.array([1] * 20 + [0] * 20), num_classes=2)
+    assert model.name == "logistic regression on characters"
+    found = model.predict_log_probabilities([f"{good}。!?", f"{bad}。!?"]).argmax(axis=1)
+    assert found.tolist() == [1, 0]
+    assert all(model.heaviest_words(3))
+
+
+@pytest.mark.parametrize(
+    "texts", [["A fine film", "Dull"], ["Ein schöner Film", "😀"], ["Хороший фильм"],
+              ["좋은 영화입니다"], ["فيلم جيد جدا"], ["अच्छी फिल्म"], ["the Tokyo 東京 film"]]
+)  # fmt: skip
+def test_texts_with_words_keep_words(texts):
+    assert has_words(texts)
 
 
 def test_script_prints_the_same_figures_as_the_comparison(run_script, tmp_path):

@@ -68,8 +68,8 @@ def saved(tmp_path_factory):
 
 
 def test_a_checkpoint_is_what_it_says(saved):
-    names = {"model.safetensors", "optimizer.safetensors", "config.json", "training.json",
-             "encoding.json", "vocabulary.tiktoken", MANIFEST}  # fmt: skip
+    names = {"model.safetensors", "optimizer.safetensors", "computed.safetensors", "config.json",
+             "training.json", "encoding.json", "vocabulary.tiktoken", MANIFEST}  # fmt: skip
     assert {file.name for file in saved.iterdir()} == names
     assert load(saved).step == 1
     tool = shutil.which("sha256sum")
@@ -310,7 +310,8 @@ def test_other_training_rows_are_refused(saved, tmp_path):
 
 
 def test_out_of_memory_says_which_flags_keep_the_batch(tmp_path):
-    config = TrainingConfig(epochs=1, batch_size=8, evaluate_every=1, precision="float32")
+    config = TrainingConfig(epochs=1, batch_size=8, evaluate_every=1, precision="float32",
+                            learning_rate=6e-4)  # fmt: skip
     data = datasets("classification")
     report = tmp_path / "report"
 

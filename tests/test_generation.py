@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import refused
 
 from gpt2.generation import (
     PromptTooLong,
@@ -136,6 +137,7 @@ def test_sampling_settings():
     assert {choose(logits, seed, temperature=1.0, top_k=2) for seed in range(100)} == {0, 1}
     assert {choose(logits, seed, temperature=1.0, top_p=0.5) for seed in range(100)} == {0, 1}
     assert {choose(logits, seed, temperature=1.0, top_p=0.01) for seed in range(20)} == {0}
+    assert {choose(logits, seed, temperature=1.0, top_p=1e-50) for seed in range(20)} == {0}
     assert {choose(logits, seed, temperature=0.01) for seed in range(20)} == {0}
     draws = [choose(logits, seed, temperature=1.0) for seed in range(3000)]
     expected = torch.tensor(logits).softmax(0)[0].item()
@@ -146,6 +148,14 @@ def test_the_repetition_penalty_lowers_positive_and_negative_logits():
     assert choose([2.0, 1.9], seen=[0], repetition_penalty=1.5) == 1
     assert choose([-1.0, -1.1], seen=[0], repetition_penalty=1.5) == 1
     assert choose([2.0, 1.9], seen=[1], repetition_penalty=1.5) == 0
+
+
+@pytest.mark.parametrize("penalty", ["1e-50", "0", "1e50"])
+def test_a_penalty_that_no_float_can_follow_is_refused(call_script, penalty):
+    ended = call_script("instruction/respond.py", "RUN", "Hi", "--repetition-penalty", penalty)
+    refused(ended, "--repetition-penalty", "at least 0.01 and at most 100")
+    for bound in (0.01, 100.0):
+        assert choose([90.0, -90.0], seen=[0, 1], temperature=1e-5, repetition_penalty=bound) == 0
 
 
 def test_the_penalty_is_for_each_rows_own_tokens_and_for_no_pad(model):

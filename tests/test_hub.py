@@ -18,7 +18,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.hub import download, download_dataset
 from gpt2.weights.building import ModelSettings, build_model
 from gpt2.weights.hugging_face import RELEASED
-from instruction.data import DOWNLOADS
+from instruction.sources import DOWNLOADS
 
 REPOSITORY_NAME, REVISION = RELEASED["gpt2"]
 
@@ -51,7 +51,7 @@ def nothing_left(cache):
 
 def test_weights_are_downloaded_once_and_then_read_without_the_hub(hub):
     assert_equal(load(), hub.model)
-    assert sent(hub) == ["/storage/model.safetensors"]
+    assert sent(hub) == [f"/storage/{REVISION}/model.safetensors"]
     hub.__exit__()
     before = len(hub.requests)
     assert_equal(load(), hub.model)

@@ -17,8 +17,9 @@ from gpt2.optimization import TrainingConfig
 from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
 from gpt2.training import train
-from instruction.data import SAMPLE, InstructionDataset
+from instruction.data import InstructionDataset
 from instruction.evaluation import answer_prompts
+from instruction.sources import SAMPLE
 from instruction.template import Template
 
 ROWS = [
@@ -186,7 +187,7 @@ def gradient(tmp_path, monkeypatch, micro_batch_size):
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", capture)
         config = TrainingConfig(epochs=1, batch_size=8, micro_batch_size=micro_batch_size, clip=0,
-                                precision="float32")  # fmt: skip
+                                learning_rate=6e-4, precision="float32")  # fmt: skip
         train(model, ragged_dataset(), language_model_loss, lambda: {"loss": 0.0}, config, 1,
               RunFolder(tmp_path / str(micro_batch_size)),
               Recipe("instruction", ENCODING, {}))  # fmt: skip

@@ -10,7 +10,8 @@ from small_hub import SmallHub
 
 from gpt2.support.errors import UserError
 from gpt2.tokenizer import get_encoding
-from instruction.data import DOWNLOADS, SAMPLE, DataSettings, InstructionDataset, load_splits
+from instruction.data import InstructionDataset, load_splits
+from instruction.sources import DOWNLOADS, SAMPLE, DataSettings
 from instruction.template import Template
 
 ENCODING = get_encoding("mini")

@@ -40,6 +40,14 @@ def test_loss_and_gradients_are_those_of_cross_entropy(factor):
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_a_second_derivative_is_refused():
+    """Through what stands before the loss it would be finite, and wrong."""
+    hidden, weight, targets = inputs(torch.float64, count=5)
+    loss = ChunkedCrossEntropy.apply(hidden**2, weight, targets)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
 def test_what_is_frozen_gets_no_gradient():
     for train in ((True, False), (False, True)):
         for ours, theirs in zip(*both(torch.float64, train=train), strict=True):

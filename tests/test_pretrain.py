@@ -163,7 +163,8 @@ def test_a_tiny_text_is_learnt_by_heart(call_script, tmp_path):
 def test_held_out_instructions_stay_out(call_script, tmp_path):
     """write_splits.py writes the rows of the tuning with the same --split-seed; a folder of them
     without its validation and test files is what pre-training may see."""
-    from instruction.data import DataSettings, load_splits
+    from instruction.data import load_splits
+    from instruction.sources import DataSettings
     from instruction.template import Template
 
     done = call_script("instruction/write_splits.py", "--out", "splits/own", "--split-seed", 3)
@@ -188,7 +189,8 @@ def test_held_out_instructions_stay_out(call_script, tmp_path):
 
 def test_a_split_does_not_depend_on_the_room_for_a_response():
     """What is held out must be the same for every --max-length and tokenizer."""
-    from instruction.data import DataSettings, load_splits
+    from instruction.data import load_splits
+    from instruction.sources import DataSettings
     from instruction.template import Template
 
     long, short = (

@@ -92,7 +92,7 @@ def test_contradictions_completion_and_more_epochs(call_script, tmp_path):
     for flag, value, then in (
         ("--seed", 2, 1),
         ("--learning-rate", 0.1, 0.0006),
-        ("--data", "other.csv", "sample"),
+        ("--text-column", "body", "text"),
         ("--epochs", 0, None),
     ):
         said = refused("--resume", "run", flag, value)

@@ -13,7 +13,12 @@ from gpt2.batching import collate
 from gpt2.checkpoint import Recipe, TrainingState, load_checkpoint, load_weights, save_checkpoint
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, Block, GPT2Config, choose_trainable
-from gpt2.optimization import TrainingConfig, learning_rate, parameter_groups
+from gpt2.optimization import (
+    TrainingConfig,
+    default_learning_rate,
+    learning_rate,
+    parameter_groups,
+)
 from gpt2.support.errors import UserError
 from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
@@ -37,6 +42,7 @@ def tiny_dataset(texts=TEXTS, labels=LABELS):
 def run_training(folder, config, model=None, evaluate=None, loss=classification_loss, dataset=None):
     folder.mkdir(exist_ok=True)
     model = model or tiny_model()
+    config.learning_rate = config.learning_rate or 6e-4
     dataset = dataset or tiny_dataset()
     checkpoint = Recipe(
         "classification", get_encoding("mini"), {"labels": ["bad", "good"], "max_length": 64}
@@ -296,3 +302,49 @@ def test_what_is_frozen_stays_as_it_was(tmp_path):
     run_training(tmp_path, TrainingConfig(epochs=2, batch_size=4), model)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (not parameter.requires_grad), name
+
+
+MINI, LARGE = (GPT2Config(2, 2, n_embd, 16, 50) for n_embd in (64, 768))
+
+
+def rate_for(config, make_head, train, pretrained=True):
+    with torch.device("meta"):
+        model = GPT2(config, make_head(config))
+    return default_learning_rate(model, train, pretrained)
+
+
+def test_the_default_rate_depends_on_what_is_trained_and_on_the_model():
+    def classifier(config):
+        return ClassificationHead(config, 2)
+
+    for make_head in (classifier, LanguageModelHead):
+        assert rate_for(MINI, make_head, "all") == 6e-4
+        assert rate_for(LARGE, make_head, "all") == rate_for(LARGE, make_head, "last:1") == 5e-5
+        assert rate_for(LARGE, make_head, "all", pretrained=False) == 6e-4
+    of_mini = [rate_for(MINI, classifier, train) for train in ("all", "last:2", "last:1", "head")]
+    assert of_mini == sorted(of_mini) and of_mini[-1] > 10 * of_mini[0]
+    # a new head alone takes more; one that is the embeddings as well does not
+    assert rate_for(LARGE, classifier, "head") > 10 * rate_for(LARGE, LanguageModelHead, "head")
+    for part in ("last:1", "head"):
+        assert rate_for(MINI, classifier, part) > rate_for(MINI, LanguageModelHead, part) == 6e-4
+
+
+def test_the_rate_is_printed_and_saved_and_a_resumed_run_keeps_it(call_script, tmp_path):
+    script = "classification/train_gpt.py"
+    flags = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--max-steps", 1,
+             "--max-length", 16)  # fmt: skip
+    for name, given, expected in (
+        ("head", ("--train", "head"), "0.01"),
+        ("all", (), "0.0006"),
+        ("given", ("--train", "head", "--learning-rate", 0.002), "0.002"),
+    ):
+        done = call_script(script, *flags, *given, "--out", name)
+        assert done.returncode == 0 and f"learning rate {expected}; " in done.stdout, done.stderr
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["settings"]["training"]["learning_rate"] == float(expected)
+    config["settings"]["training"]["learning_rate"] = 0.5  # as if defaults had changed since
+    (tmp_path / "head/config.json").write_text(json.dumps(config))
+    done = call_script(script, "--resume", "head", "--max-steps", 2)
+    assert done.returncode == 0 and "learning rate 0.5; " in done.stdout, done.stderr
+    done = call_script(script, "--resume", "all", "--learning-rate", 0.01)
+    assert done.returncode == 2 and "which has 0.0006" in done.stderr

@@ -93,8 +93,10 @@ class _NoTerminal(io.TextIOWrapper):
 def quiet_other_ranks() -> None:
     """Let rank 0 alone print, and show bars. Errors are printed still."""
     if rank() > 0:
-        sys.stdout = open(os.devnull, "w")
-        sys.stderr = _NoTerminal(sys.__stderr__.buffer, line_buffering=True)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        sys.stderr = _NoTerminal(
+            sys.__stderr__.buffer, errors="backslashreplace", line_buffering=True
+        )
 
 
 def let_rank_0_speak_first() -> str:

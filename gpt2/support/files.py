@@ -1,26 +1,47 @@
-"""Tables in: CSV, TSV, JSON, JSONL and Parquet files as polars DataFrames, and clean text.
+"""Tables in: CSV, TSV, JSON, JSONL, Parquet and Arrow files, compressed too, and clean text.
 
-Every reader here answers a bad file with one `UserError` that names the file and, where there is
-one, the line.
+read_columns   the columns of a file by name, with the values that the file gives them
+read_table     the same as a polars DataFrame
+read_rows      the same as dictionaries
+
+What a reader leaves out or reads otherwise than its name says is told in `notes`, a list that the
+caller prints. A bad file is answered by one `UserError` that names it and, where there is one, the
+line.
 """
 
 from __future__ import annotations
 
-import csv
+import bz2
+import gzip
 import html
-import io
 import json
+import lzma
 import re
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
 from html.entities import html5
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from gpt2.support.arrow_tables import DATASET_INFO, read_arrow_table
+from gpt2.support.delimited import parse_delimited
 from gpt2.support.errors import UserError
+from gpt2.support.json_rows import parse_json_rows
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
+TABLE_SUFFIXES = (
+    ".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow",
+)  # fmt: skip
+_DELIMITED, _JSON = ("", ".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson")
+_COMPRESSIONS = (".gz", ".xz", ".bz2", ".zip")
+# The first bytes of what was compressed, whatever its name says.
+_DECOMPRESS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress, b"\xfd7zXZ\0": lzma.decompress, b"BZh": bz2.decompress,
+}  # fmt: skip
+_ZIP = b"PK\x03\x04"
+_ABOUT_TABLES = (DATASET_INFO, "dataset_infos.json", "dataset_dict.json", "state.json")
 
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
@@ -37,7 +58,12 @@ def _character(entity: re.Match) -> str:
     """The character of one entity. Only whole names with their semicolon count: html.unescape
     follows HTML's old rules, which find "&not" in "R&notes;"."""
     name = entity[0][1:]
-    return html.unescape(entity[0]) if name[0] == "#" else html5.get(name, entity[0])
+    if name[0] != "#":
+        return html5.get(name, entity[0])
+    try:
+        return html.unescape(entity[0])
+    except ValueError:  # more digits than Python reads; as every number that is no character
+        return "\ufffd"
 
 
 def replace_br_tags(text: str) -> str:
@@ -59,42 +85,156 @@ def clean_text(text: str) -> str:
     return collapse_white_space(replace_br_tags(unescape_entities(text)))
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """The rows of one file. CSV and TSV columns are all strings, so that a label `01` stays `01`.
+def table_suffix(path: Path) -> str:
+    """What says how a file is read: its suffix, or the one before `.gz`, `.xz`, `.bz2` or `.zip`.
+
+    >>> table_suffix(Path("train.CSV.gz")), table_suffix(Path("train.jsonl"))
+    ('.csv', '.jsonl')
+    """
+    name = path.with_suffix("") if path.suffix.lower() in _COMPRESSIONS else path
+    return name.suffix.lower()
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file found in a folder is a table, by its name."""
+    return is_table_name(path) and path.is_file()
+
+
+def is_table_name(path: Path) -> bool:
+    """Whether a file of this name is a table, wherever it lies."""
+    return (
+        table_suffix(path) in TABLE_SUFFIXES
+        and path.name not in _ABOUT_TABLES
+        and not path.name.startswith(".")
+    )
+
+
+def read_columns(
+    path: Path, columns: Sequence[str] | None = None, notes: list[str] | None = None
+) -> dict[str, Sequence[Any]]:
+    """The columns of one file, by name. Values of JSON and Parquet keep their type; those of CSV
+    and TSV are all strings, so that a label `01` stays `01`. A field that a JSON row lacks is None.
 
     `columns` names the columns of a CSV or TSV file that has no header line. A `.txt` file, or one
     without a suffix, is read as TSV if its first line has a tab, else as CSV.
 
     Raises UserError if the file is missing, empty, not UTF-8 or cannot be parsed.
     """
-    suffix = path.suffix.lower()
-    _check_not_empty(path)
-    if suffix not in ("", *TABLE_SUFFIXES):
-        raise UserError(f"{path}: cannot read '{suffix}' files; use {', '.join(TABLE_SUFFIXES)}")
-    delimited = suffix in ("", ".csv", ".tsv", ".txt")
-    if columns and not delimited:
+    notes = [] if notes is None else notes
+    suffix, content = uncompressed(path)
+    if columns and suffix not in _DELIMITED:
         raise UserError(f"{path}: --columns is for CSV and TSV files without a header line")
-
-    if suffix == ".parquet":
-        try:
-            table = pl.read_parquet(path)
-        # polars raises its own types, OSError and, on damage that it does not expect, Rust panics
-        except (Exception, pl.exceptions.PanicException) as error:
-            raise UserError(f"{path}: not a readable Parquet file ({_first_line(error)})") from None
-    elif delimited:
-        table = _read_delimited(path, read_utf8(path), suffix, columns)
+    if suffix in (".parquet", ".arrow"):
+        table = read_arrow_table(path, content, suffix, notes)
+        found = {column.name: column for column in table.iter_columns()}
     else:
-        rows = _json_rows(path)
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        table = pl.DataFrame(
-            {
-                name: pl.Series([_json_text(row.get(name)) for row in rows], dtype=pl.String)
-                for name in names
-            }
-        )
-    if table.is_empty():
+        text = _decode(path, content)
+        if suffix in _DELIMITED:
+            names, rows = parse_delimited(path, text, suffix, columns, notes)
+            table = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+            found = {column.name: column for column in table.iter_columns()}
+        else:
+            rows = parse_json_rows(path, text, suffix, notes)
+            names = list(dict.fromkeys(name for row in rows for name in row))
+            found = {name: [row.get(name) for row in rows] for name in names}
+    if not any(len(column) for column in found.values()):
         raise UserError(f"{path}: the file has no rows")
-    return table
+    return found
+
+
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, notes: list[str] | None = None
+) -> pl.DataFrame:
+    """The rows of one file, read as `read_columns` does. Values of JSON that are no strings become
+    their JSON text, so that a column has one type: 1 -> "1", true -> "true"."""
+    found = read_columns(path, columns, notes)
+    return pl.DataFrame(
+        {
+            name: column
+            if isinstance(column, pl.Series)
+            else pl.Series([_json_text(value) for value in column], dtype=pl.String)
+            for name, column in found.items()
+        }
+    )
+
+
+def read_rows(path: Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one file as dictionaries, read as `read_columns` does; a JSON row has the fields
+    that it has in the file."""
+    suffix, content = uncompressed(path)
+    if suffix not in _JSON:
+        return read_table(path, notes=notes).to_dicts()
+    rows = parse_json_rows(path, _decode(path, content), suffix, [] if notes is None else notes)
+    if not rows:
+        raise UserError(f"{path}: the file has no rows")
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """The whole of a text file, compressed or not. Raises UserError as `read_columns` does."""
+    _, content = uncompressed(path)
+    return _decode(path, content)
+
+
+def _decode(path: Path, content: bytes | None) -> str:
+    return decode_utf8(path, path.read_bytes() if content is None else content)
+
+
+def uncompressed(path: Path) -> tuple[str, bytes | None]:
+    """The suffix of a table and, if it was compressed, its content. Raises UserError if there is no
+    file, if it is empty or if no reader knows it."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty")
+    with path.open("rb") as file:
+        start = file.read(len(b"version https://git-lfs"))
+    if start == b"version https://git-lfs":
+        raise UserError(
+            f"{path}: is not the file but Git LFS's pointer to it; git lfs pull gets it"
+        )
+    suffix, content = table_suffix(path), None
+    try:
+        if start.startswith(_ZIP) and suffix in ("", *TABLE_SUFFIXES):
+            suffix, content = _the_file_inside(path)
+        for first_bytes, decompress in _DECOMPRESS.items():
+            by_name = first_bytes != b"BZh" or path.suffix.lower() == ".bz2"  # these are letters
+            if start.startswith(first_bytes) and by_name:
+                content = decompress(path.read_bytes())
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = str(error).splitlines()[0] or type(error).__name__
+        raise UserError(f"{path}: cannot be uncompressed ({reason})") from None
+    if suffix not in ("", *TABLE_SUFFIXES):
+        raise UserError(
+            f"{path}: cannot read '{suffix}' files; use {', '.join(TABLE_SUFFIXES)}, or one of "
+            f"these as {', '.join(_COMPRESSIONS)}"
+        )
+    if content == b"":
+        raise UserError(f"{path}: the file is empty")
+    return suffix, content
+
+
+def _the_file_inside(path: Path) -> tuple[str, bytes]:
+    """Suffix and content of the one file in a zip."""
+    with zipfile.ZipFile(path) as archive:
+        names = [
+            name
+            for name in archive.namelist()
+            if not name.endswith("/") and not name.startswith("__MACOSX/")
+        ]
+        if len(names) != 1:
+            raise UserError(
+                f"{path}: holds {len(names)} files ({', '.join(names[:5])}), not one table; unzip "
+                "it, and name the file or the folder"
+            )
+        return Path(names[0]).suffix.lower(), archive.read(names[0])
 
 
 def read_utf8(path: Path) -> str:
@@ -121,116 +261,13 @@ def decode_utf8(name: Path | str, content: bytes) -> str:
         ) from None
 
 
-def _read_delimited(
-    path: Path, content: str, suffix: str, columns: Sequence[str] | None
-) -> pl.DataFrame:
-    """CSV or TSV by Python's parser: it takes the bare quotes of real files (`6" screen`), which
-    polars' refuses, and knows the line of every row."""
-    if "\0" in content:
-        line = content.count("\n", 0, content.index("\0")) + 1
-        raise UserError(f"{path}: line {line} has a NUL byte; is it text, in UTF-8?")
-    tabs = suffix == ".tsv" or (suffix != ".csv" and "\t" in content.split("\n", 1)[0])
-    # The SMS spam collection has quotes in its messages that never close.
-    quoted = not tabs or _tsv_has_quotes(content)
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(
-        io.StringIO(content, newline=""),
-        delimiter="\t" if tabs else ",",
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-    )
-    names, rows, first_line = list(columns or []), [], 1
-    for row in reader:
-        if row and not names:
-            names = row
-        elif row and len(row) != len(names):
-            source = "--columns" if columns else "the header line"
-            raise UserError(
-                f"{path}: line {first_line} has {len(row)} fields, but {source} names "
-                f"{len(names)}; a text that contains the separator must stand in double quotes"
-            )
-        elif row:
-            rows.append(row)
-        first_line = reader.line_num + 1
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: two columns have the same name ({', '.join(names)})")
-    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
-
-
-def _tsv_has_quotes(content: str) -> bool:
-    """Whether a tab-separated file uses quotes as CSV does: to hold a tab or a line end inside a
-    field, so that lines have unequal counts of tabs; or around every field that starts with one."""
-    # not splitlines(), which also cuts at characters that stand inside texts, as U+2028
-    lines = [line.rstrip("\r") for line in content.split("\n") if line.strip()]
-    if len({line.count("\t") for line in lines}) > 1:
-        return True
-    fields = [field for line in lines if '"' in line for field in line.split("\t")]
-    quoted = [field for field in fields if field.startswith('"')]
-    return bool(quoted) and all(len(field) > 1 and field.endswith('"') for field in quoted)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of one file as dictionaries. Values keep the type that JSON gives them; CSV and TSV
-    values are strings. Raises UserError as `read_table` does."""
-    if path.suffix.lower() not in (".json", ".jsonl", ".ndjson"):
-        return read_table(path).to_dicts()
-    _check_not_empty(path)
-    rows = _json_rows(path)
-    if not rows:
-        raise UserError(f"{path}: the file has no rows")
-    return rows
-
-
-def _check_not_empty(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """A list of objects, or one object a line. Python's parser names the line of a mistake, and
-    takes columns of mixed types, which label columns are."""
-    content = read_utf8(path)
-    if path.suffix.lower() == ".json":
-        rows = _parse_json(path, content, 1)
-    else:
-        lines = enumerate(content.split("\n"), start=1)
-        rows = [_parse_json(path, line, number) for number, line in lines if line.strip()]
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: holds one {type(rows).__name__}, not a list of objects")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: row {number} is not an object with named fields")
-    return [{name: _whole_characters(value) for name, value in row.items()} for row in rows]
-
-
-def _parse_json(path: Path, text: str, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(f"{path}: line {line} is not JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-
-
-def _whole_characters(value: Any) -> Any:
-    """In a string, half a surrogate pair, as in cut-off tweets, becomes U+FFFD."""
-    if not isinstance(value, str):
-        return value
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _json_text(value: object) -> str | None:
-    """Strings and nulls stay; any other value becomes its JSON text, so that a column has one
-    type: 1 -> "1", true -> "true"."""
+    """Strings and nulls stay; any other value becomes its JSON text."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def write_json(file: Path, content: Any) -> None:
-    """Write `content` as JSON that a person can read too."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `content` as JSON that a person can read too. (Half surrogates, as in a path that is
+    not UTF-8, become escapes.)"""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")

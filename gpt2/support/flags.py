@@ -34,15 +34,18 @@ def flag(
     above: float | None = None,
     at_most: float | None = None,
     may_change: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Any:
     """A dataclass field that is a flag as well. `help` gives the unit and why one would change it;
     the bounds (inclusive, but for `above`) are checked when flags are read. A flag that
-    `may_change` may have another value in a resumed run."""
+    `may_change` may have another value in a resumed run. One with `names` is one of them or else a
+    path, which a resumed run finds from any folder."""
     bounds = {"at_least": at_least, "above": above, "at_most": at_most}
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "choices": choices, "bounds": bounds, "may_change": may_change},
-    )
+        metadata={"help": help, "choices": choices, "bounds": bounds, "may_change": may_change,
+                  "names": names},
+    )  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -124,6 +127,7 @@ def _settings_to_resume(
         saved = {name: value for group in config["settings"].values() for name, value in
                  group.items()}  # fmt: skip
         script = os.path.basename(config["command"][0])
+        started_in = [config, *config.get("resumed", [])][-1].get("folder", "")  # "" in older runs
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"--resume {folder}: {file} is not a run's ({error!r})") from None
     if script != os.path.basename(sys.argv[0]):
@@ -131,15 +135,19 @@ def _settings_to_resume(
 
     # What the run's code did not know yet, it did as the default does.
     saved = {name: field.default for name, field in fields.items()} | saved
+    paths = {name for name, field in fields.items() if field.metadata["names"] is not None}
+    for name in paths:
+        saved[name] = _from_here(saved[name], started_in, fields[name].metadata["names"])
 
     place = {"resume": str(folder), "out": str(folder), "overwrite": False}
-    if Path(given.get("out", folder)) != folder:
+    if Path(given.get("out", folder)).resolve() != folder.resolve():
         raise UserError(f"--out {given['out']}: a resumed run stays in its folder, {folder}")
     changed = {
         name: value
         for name, value in given.items()
         if name not in place and name in saved and value != saved[name]
-    }
+        and not (name in paths and _same_path(value, saved[name]))
+    }  # fmt: skip
     for name, value in changed.items():
         if not fields[name].metadata["may_change"]:
             raise UserError(
@@ -161,6 +169,22 @@ def _settings_to_resume(
         raise SystemExit(0)
     known = {name: value for name, value in saved.items() if name in fields}
     return known | given | place
+
+
+def _from_here(value: Any, started_in: str, names: Sequence[str]) -> Any:
+    """A path, or several, as given in the folder `started_in`: so that it means the same here. What
+    is not there (any more) may be here, or a name of the hub: it stays as it is."""
+    if isinstance(value, (list, tuple)):
+        return [_from_here(one, started_in, names) for one in value]
+    path = value.split(":")[0]  # what follows names columns
+    elsewhere = Path(started_in).resolve() != Path.cwd()
+    if elsewhere and value and value not in names and Path(started_in, path).exists():
+        return str(Path(started_in, value))
+    return value
+
+
+def _same_path(one: Any, other: Any) -> bool:
+    return isinstance(one, str) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:

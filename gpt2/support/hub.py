@@ -6,23 +6,38 @@ checksum under which the hub knows it: a damaged one is deleted and said so.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import (
+    HfApi,
+    constants,
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.utils import HfHubHTTPError, logging
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import logging
 
+from gpt2.support.durable import write_file
 from gpt2.support.errors import UserError
 
+T = TypeVar("T")
+
 _WAITS = (1, 2, 4)  # seconds between attempts, when the hub has an error of its own
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def download_dataset(repository: str, files: Sequence[str], revision: str) -> list[Path]:
@@ -41,26 +56,87 @@ def download(repository: str, file: str, revision: str, kind: str, way_out: str)
     logging.set_verbosity_error()  # retries would print ten lines before our one
     try:
         path = _from_cache_or_hub(repository, file, revision, kind)
+    except GatedRepoError:
+        where = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+        raise UserError(
+            f"the {kind} {repository} is gated: accept its conditions at {where}, then {_LOG_IN}"
+        ) from None
     except Exception as error:  # OSErrors, the hub's own, and its HTTP library's plain ones
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the {kind} {repository} is not in the cache and {file} cannot be downloaded "
-            f"({reason}); {way_out}"
+            f"({_reason(error)}); {way_out}"
         ) from None
     _check(path, f"{repository}/{file}")
     return path
+
+
+def list_dataset(repository: str, revision: str) -> tuple[str, dict[str, int]]:
+    """The commit of `revision` (a commit, branch or tag) of the dataset `repository`, and the files
+    it has: path inside the repository -> bytes.
+
+    The answer is kept in the cache, beside the files: a commit is not asked for again, and a branch
+    is what it was when the hub could last be reached, which is printed. Raises UserError.
+    """
+    logging.set_verbosity_error()
+    folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}/listings"
+    kept = folder / f"{revision.replace('/', '--')}.json"
+    if re.fullmatch("[0-9a-f]{40}", revision) and kept.is_file():
+        return revision, json.loads(kept.read_text(encoding="utf-8"))["files"]
+    try:
+        info = _patiently(
+            lambda: HfApi().dataset_info(repository, revision=revision, files_metadata=True)
+        )
+    except RevisionNotFoundError:
+        raise UserError(
+            f"the data set {repository} of the hub has no revision '{revision}'"
+        ) from None
+    except RepositoryNotFoundError:  # the hub says the same of private ones
+        raise UserError(
+            f"the hub has no data set {repository} for you; is the name right? If it is private or "
+            f"gated, {_LOG_IN}"
+        ) from None
+    except Exception as error:
+        if not kept.is_file():
+            raise UserError(
+                f"the data set {repository} is not in the cache and the hub cannot be asked for it "
+                f"({_reason(error)})"
+            ) from None
+        listing = json.loads(kept.read_text(encoding="utf-8"))
+        print(f"{repository}: the hub cannot be asked; its commit in the cache is used")
+        return listing["commit"], listing["files"]
+    listing = {
+        "commit": info.sha,
+        "files": {file.rfilename: file.size or 0 for file in info.siblings or []},
+    }
+    with contextlib.suppress(OSError):  # a cache that cannot be written: the download will say so
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (kept, folder / f"{info.sha}.json"):
+            write_file(file, json.dumps(listing, indent=2).encode())
+    return info.sha, listing["files"]
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _from_cache_or_hub(repository: str, file: str, revision: str, kind: str) -> Path:
     cached = try_to_load_from_cache(repository, file, revision=revision, repo_type=kind)
     if isinstance(cached, str):
         return Path(cached)
+
+    def ask_and_download() -> Path:
+        # Ask once without the hub's own retries: without a network it is long before they give up.
+        get_hf_file_metadata(hf_hub_url(repository, file, repo_type=kind, revision=revision))
+        return Path(hf_hub_download(repository, file, repo_type=kind, revision=revision))
+
+    return _patiently(ask_and_download)
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """What `work` returns; while the hub has an error of its own, it is tried again."""
     for wait in (*_WAITS, None):
         try:
-            # Ask once without the hub's own retries: without a network it is long before they give
-            # up.
-            get_hf_file_metadata(hf_hub_url(repository, file, repo_type=kind, revision=revision))
-            return Path(hf_hub_download(repository, file, repo_type=kind, revision=revision))
+            return work()
         except HfHubHTTPError as error:
             if wait is None or error.response is None or error.response.status_code < 500:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -20,7 +21,7 @@ import filelock
 import torch
 
 from gpt2.support.distributed import on_rank_0, world_size
-from gpt2.support.durable import write_file
+from gpt2.support.durable import whole_folder, write_file
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag
 from gpt2.support.stopping import catch_signals
@@ -76,24 +77,50 @@ class RunFolder:
     def choose(settings: RunSettings, default_name: str) -> RunFolder:
         """The folder that `settings.out` names, or the first free one of runs/NAME, runs/NAME-2 ...
 
-        Raises UserError if the folder holds anything and `settings.overwrite` is off, or if it
-        holds anything but a run.
+        Raises UserError if the folder holds anything and `settings.overwrite` is off, if it holds
+        anything but a run, or if its name is not UTF-8; of a run to resume, if what it would go on
+        from is gone.
         """
         return on_rank_0(lambda: RunFolder._choose(settings, default_name))
 
     @staticmethod
     def _choose(settings: RunSettings, default_name: str) -> RunFolder:
         if settings.resume:
-            return RunFolder(Path(settings.resume), resume=True)
-        if not settings.out:
+            run = RunFolder(Path(settings.resume), resume=True)
+            run._check_last()
+            return run
+        if settings.out:
+            run = RunFolder(Path(settings.out), settings.overwrite)
+            run._check_free()
+        else:
             folder, number = Path("runs") / default_name, 1
             while folder.exists():
                 number += 1
                 folder = Path("runs") / f"{default_name}-{number}"
-            return RunFolder(folder)
-        run = RunFolder(Path(settings.out), settings.overwrite)
-        run._check_free()
+            run = RunFolder(folder)
+        name = os.fsencode(run.folder).decode("utf-8", "replace")
+        if name != str(run.folder):
+            raise UserError(
+                f"--out {name}: safetensors reads from no folder whose name Python does not take "
+                "for UTF-8; name another"
+            )
         return run
+
+    def _check_last(self) -> None:
+        folder = self.folder
+        if whole_folder(folder / "last").is_dir():
+            return
+        best, complete = whole_folder(folder / "best"), (folder / "results.json").is_file()
+        log = folder / "metrics.jsonl"
+        evaluations = log.read_bytes().count(b'"validation"') if log.is_file() else 0
+        # One before training, one more when a kill came between the first best/ and the first
+        # last/: such a run starts again, and comes to the same best/.
+        if complete or (best.is_dir() and evaluations > 2):
+            raise UserError(
+                f"--resume {folder}: its last/, from where it would go on, is gone; "
+                + (f"a new run goes on from its best weights with --model {shlex.quote(str(best))}"
+                   if best.is_dir() else "start a new run")
+            )  # fmt: skip
 
     def _check_free(self) -> None:
         folder = self.folder
@@ -141,11 +168,12 @@ class RunFolder:
             raise UserError(f"--out {self.folder}: cannot be written ({error.strerror})") from None
         this_start = {
             "command": sys.argv,
+            "folder": os.getcwd(),
             "versions": _versions(),
             "device": device,
             "processes": world_size(),
             "threads": torch.get_num_threads(),
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
         }
         if self.resume:
             config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
@@ -232,7 +260,8 @@ class RunFolder:
         file = self.folder / name
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         try:
-            write_file(file, text.encode("utf-8"))
+            # a path that is not UTF-8 has half surrogates, which JSON can escape
+            write_file(file, text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise UserError(f"{file}: cannot be written ({error.strerror})") from None
 
@@ -244,7 +273,8 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _git_commit() -> str | None:
+@functools.cache  # files may change later, but not what this process has imported
+def git_commit() -> str | None:
     """The commit of this source, with a plus sign if files were changed since."""
     try:
         answer = subprocess.run(

@@ -1,7 +1,11 @@
-"""How every script runs: bad input ends it with one line and status 2, without a traceback."""
+"""How every script runs: bad input ends it with one line and status 2, without a traceback, and
+nothing that has to do with printing ends a training."""
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,10 +17,15 @@ from gpt2.support.errors import UserError
 from gpt2.support.stopping import Stopped, release_signals, resume_command
 
 
-def run_script(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], None], is_filter: bool = False) -> None:
     """Call `main`; a UserError, or a file that cannot be read or written, becomes one line on
     standard error and exit status 2. Of many processes rank 0 prints, and the others what is
-    theirs alone."""
+    theirs alone.
+
+    When nobody reads standard output any more (`| head`), a filter ends, for its answers are all
+    that it makes; any other script goes on, for its work lies in files.
+    """
+    _prepare_streams(is_filter)
     distributed.quiet_other_ranks()
     try:
         main()
@@ -33,8 +42,7 @@ def run_script(main: Callable[[], None]) -> None:
             _say_last("\ninterrupted")
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)  # or Python would complain once more when it flushes at exit
         sys.exit(1)
     except (RuntimeError, MemoryError) as error:
         if distributed.connection_lost(error):
@@ -52,6 +60,63 @@ def run_script(main: Callable[[], None]) -> None:
         release_signals()
 
 
+def _prepare_streams(is_filter: bool) -> None:
+    """Let printing fail as seldom as possible: where a shell has closed a stream (`>&-`), which is
+    None then; where a console has not all characters; where the reader of a pipe goes."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, mode, errors="replace")  # takes the closed one's number, too
+            setattr(sys, name, nowhere)
+            setattr(sys, f"__{name}__", nowhere)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    if sys.stdout is not sys.__stdout__:  # a notebook's, or a test's
+        return
+    codecs.register_error("escape as JSON", _escape_as_json)
+    sys.stdout.reconfigure(errors="escape as JSON")
+    if not is_filter:
+        sys.stdout = _Output(
+            sys.stdout.buffer, sys.stdout.encoding, sys.stdout.errors, line_buffering=True
+        )
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output of what goes on without it: when the reader of a pipe has gone, or a pager or
+    terminal was closed, or the disk of a log is full. Lines are out at once, in a pipe too."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._go_on_without(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._go_on_without(error)
+
+    def _go_on_without(self, error: OSError) -> None:
+        _to_nowhere(self)
+        _say_last(
+            f"{os.path.basename(sys.argv[0])}: nothing more can be printed ({error.strerror}); "
+            "going on without"
+        )
+
+
+def _escape_as_json(error: UnicodeError) -> tuple[str, int]:
+    """What a console cannot show it gets as an escape, such as \\u00e9; as JSON writes it, so that
+    a line of JSON is one still."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def _to_nowhere(stream: io.TextIOBase) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _end_without_the_others() -> NoReturn:
     if distributed.rank() <= 1:  # 1, because it may be rank 0 that has ended
         command = resume_command()
@@ -67,7 +132,7 @@ def _end(message: str) -> NoReturn:
     """Print why the program ends, and end it with status 2."""
     release_signals()  # from here on the system's own handling: there is nothing left to save
     whose = distributed.let_rank_0_speak_first()
-    print(f"{os.path.basename(sys.argv[0])}: {whose}{message}", file=sys.stderr, flush=True)
+    _say_last(f"{os.path.basename(sys.argv[0])}: {whose}{message}")
     if distributed.world_size() > 1:
         os._exit(2)  # torch would wait for the others, which may be waiting for this one
     sys.exit(2)
@@ -80,7 +145,7 @@ def _say_last(message: str) -> None:
         try:
             print(text, end="", file=stream, flush=True)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            _to_nowhere(stream)
 
 
 def beside(script: str, other: str) -> str:

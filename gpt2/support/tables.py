@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +58,42 @@ def describe_training(training: dict[str, Any]) -> str:
     )
 
 
+def save_picture(file: Path, inches: tuple[float, float], draw: Callable[[Any], None]) -> None:
+    """Let `draw` draw on an empty matplotlib figure, and write it to `file`. What goes wrong is a
+    warning: the results beside it are worth more than a picture."""
+    try:
+        os.environ.pop("MPLBACKEND", None)  # Jupyter names its own there, which may be missing here
+        from matplotlib.figure import Figure  # here: it takes a second that `--help` need not wait
+
+        figure = Figure(inches)
+        draw(figure)
+        figure.tight_layout()
+        figure.savefig(file, dpi=120)
+    except Exception as error:  # whatever a broken installation or a bad matplotlibrc raises
+        file.unlink(missing_ok=True)  # half of it, or an earlier one
+        print(f"warning: {file} is left out: {shorten(f'{type(error).__name__}: {error}', 160)}")
+
+
 def plot_curves(records: Sequence[dict[str, Any]], metrics: Sequence[str], file: Path) -> None:
     """Draw one panel a metric over the steps of metrics.jsonl: validation, and for the loss
     training as well."""
-    import matplotlib  # here, because it takes a second that `--help` need not wait for
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     training = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "validation" in record]
-    figure, axes = pyplot.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.6), squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        if metric == "loss":
-            steps = [record["step"] for record in training]
-            axis.plot(steps, [record["loss"] for record in training], label="training")
-        axis.plot(
-            [record["step"] for record in evaluations],
-            [record["validation"][metric] for record in evaluations],
-            marker="o",
-            label="validation",
-        )
-        axis.set(xlabel="optimizer step", ylabel="loss (nats)" if metric == "loss" else metric)
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, len(metrics), squeeze=False)
+        for axis, metric in zip(axes[0], metrics, strict=True):
+            if metric == "loss":
+                steps = [record["step"] for record in training]
+                axis.plot(steps, [record["loss"] for record in training], label="training")
+            axis.plot(
+                [record["step"] for record in evaluations],
+                [record["validation"][metric] for record in evaluations],
+                marker="o",
+                label="validation",
+            )
+            axis.set(xlabel="optimizer step", ylabel="loss (nats)" if metric == "loss" else metric)
+            axis.grid(alpha=0.3)
+            axis.legend()
+
+    save_picture(file, (5 * len(metrics), 3.6), draw)

@@ -8,13 +8,19 @@ go, so that a pipeline gives this project's labels and this project's greedy tex
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the code that lies here runs, whatever else is installed
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
+
 import argparse
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +29,6 @@ from safetensors.torch import save_file
 
 from gpt2.checkpoint import Recipe, load_checkpoint
 from gpt2.generation import SamplingSettings
-from gpt2.heads import Head
 from gpt2.model import GPT2
 from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
@@ -32,6 +37,7 @@ from gpt2.support.script import run_script
 from gpt2.weights.hugging_face import to_stored_names
 from gpt2.weights.model_card import model_card
 from gpt2.weights.model_folder import open_model_folder
+from gpt2.weights.parity import check_parity
 from gpt2.weights.tokenizer_files import write_tokenizer_files
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -59,30 +65,27 @@ class ExportSettings:
     )
 
 
-def check_export(folder: Path, head: Head | None = None) -> None:
-    """Raises UserError if nothing can be exported to `folder`, or not with this `head`."""
+def check_export(folder: Path, model: GPT2 | None = None) -> None:
+    """Raises UserError if nothing can be exported to `folder`, or not this `model`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not an empty folder; name a new one to export to")
-    if head is not None:
-        try:
-            head.counterpart()
-        except ValueError as error:
-            raise UserError(str(error)) from None
+    if model is not None:
+        check_parity(model)
 
 
 def export(run: Path, folder: Path, dtype: str = "float32") -> None:
     """Write the best model of `run`, a run folder or checkpoint, to the new `folder` in the Hugging
     Face layout, and print how to use it. `dtype` is what the weights are stored in.
 
-    Raises UserError if `run` holds no model, if transformers has none like it, or if `folder` is
-    taken or cannot be written; there is then no half of it.
+    Raises UserError if `run` holds no model, if transformers computes something else from its
+    weights, or if `folder` is taken or cannot be written; there is then no half of it.
     """
     found = open_model_folder(run)
     if found.kind != "checkpoint":
         raise UserError(f"{run}: is not a run of this project, but in the Hugging Face layout")
     check_export(folder)
     model, recipe = load_checkpoint(found.folder, found.task)
-    check_export(folder, model.head)
+    check_export(folder, model)
     beside = [run / "results.json", found.folder.parent / "results.json"]
     results = next((json.loads(f.read_text("utf-8")) for f in beside if f.is_file()), {})
 
@@ -99,7 +102,7 @@ def export(run: Path, folder: Path, dtype: str = "float32") -> None:
         if "labels" not in recipe.settings:
             write_json(temporary / "generation_config.json", _generation_config(recipe))
         card = model_card(folder.resolve().name, model, recipe, results)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         for file in temporary.iterdir():  # safetensors makes files only their owner reads
             shutil.copymode(temporary / "config.json", file)
         if folder.exists():

@@ -16,19 +16,19 @@ _CLASSIFY = """\
 from transformers import pipeline
 
 classify = pipeline("text-classification", model="{name}")
-print(classify(["A dull start, but what an ending!"], truncation=True))"""
+print(classify([{example}], truncation=True))"""
 
 _CONTINUE = """\
 from transformers import pipeline
 
 go_on = pipeline("text-generation", model="{name}")
-print(go_on("This film")[0]["generated_text"])"""
+print(go_on({example})[0]["generated_text"])"""
 
 _ANSWER = """\
 from transformers import pipeline
 
 answer = pipeline("text-generation", model="{name}")
-question = [{{"role": "user", "content": "Name three colours."}}]
+question = [{{"role": "user", "content": {example}}}]
 print(answer(question, return_full_text=False)[0]["generated_text"])
 
 about = [{{"role": "user", "content": "Is this positive?", "input": "What a day!"}}]
@@ -39,23 +39,32 @@ def model_card(name: str, model: GPT2, recipe: Recipe, results: dict[str, Any]) 
     """Markdown with the YAML head that the hub reads. `results` may be empty: a checkpoint without
     its run has no figures to tell."""
     use = {"classification": _CLASSIFY, "instruction": _ANSWER}.get(recipe.task, _CONTINUE)
+    example = results.get("data", {}).get("example", "Put a text here.")
+    example = json.dumps(example if isinstance(example, str) else example[0], ensure_ascii=False)
     parts = [
-        _head(recipe.task, results),
+        _head(recipe, results),
         f"# {name}",
         _what(model, recipe, results),
-        f"## Use\n\n```python\n{use.format(name=name)}\n```",
-        _data(recipe, results),
+        f"## Use\n\n```python\n{use.format(name=name, example=example)}\n```",
+        _data(results),
         _training(results),
         _evaluation(results),
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(model, recipe)),
+        _section("Limits", _limits(model, recipe)),
+        _section("Licences of what it was trained on", recipe.settings.get("trained_on", [])),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(task: str, results: dict[str, Any]) -> str:
-    lines = ["---", "library_name: transformers",
-             f"pipeline_tag: text-{'classification' if task == 'classification' else 'generation'}",
+def _section(title: str, lines: list[str]) -> str:
+    return f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
+
+
+def _head(recipe: Recipe, results: dict[str, Any]) -> str:
+    kind = "classification" if recipe.task == "classification" else "generation"
+    lines = ["---", "library_name: transformers", f"pipeline_tag: text-{kind}",
              f"tags:\n- gpt2\n- {_PROJECT}"]  # fmt: skip
+    if recipe.settings.get("trained_on"):
+        lines.append("license: other")  # those that its last section names
     # not by the model's name, which a folder may have as well
     origin = results.get("model", {}).get("origin", "").removesuffix(", new head")
     for repository, _ in RELEASED.values():
@@ -83,10 +92,10 @@ def _what(model: GPT2, recipe: Recipe, results: dict[str, Any]) -> str:
     )
 
 
-def _data(recipe: Recipe, results: dict[str, Any]) -> str:
+def _data(results: dict[str, Any]) -> str:
     data = results.get("data")
     if not data:
-        return f"## Data\n\n{recipe.settings.get('data', 'Not known.')}"
+        return "## Data\n\nNot known."
     removed = ", ".join(f"{reason} {count:,}" for reason, count in data["removed"].items() if count)
     splits = [f"{data[split]:,} {split}" for split in ("train", "validation", "test")
               if split in data]  # fmt: skip
