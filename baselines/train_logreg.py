@@ -28,12 +28,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from classification.data import Splits, describe_splits, load_splits, print_splits
+from classification.data import describe_splits, load_splits, print_splits
 from classification.evaluation import classification_metrics
+from classification.predictions import Predictions, write_predictions
 from classification.sources import DataSettings
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.run_folder import RunFolder, RunSettings
@@ -149,38 +151,27 @@ def _naive_bayes_ratio(X: csr_matrix, is_positive: np.ndarray) -> np.ndarray:
     return np.log(inside / inside.sum()) - np.log(outside / outside.sum())
 
 
-def fit_baseline(
-    splits: Splits, features: str, class_weights: np.ndarray | None = None
-) -> tuple[BagOfWords, dict[str, dict[str, float]], float]:
-    """A bag of words fitted to the training rows, its metrics on validation and test, and the
-    seconds of training."""
-    started = time.perf_counter()
-    model = BagOfWords(features).fit(
-        splits.train["text"], splits.train["label"].to_numpy(), len(splits.labels), class_weights
-    )
-    seconds = time.perf_counter() - started
-    metrics = {
-        split: classification_metrics(
-            model.predict_log_probabilities(frame["text"]), frame["label"].to_numpy()
-        )
-        for split, frame in splits.items()
-        if split != "train"
-    }
-    return model, metrics, seconds
-
-
 def measure_baseline(
-    splits: Splits, features: str, class_weights: np.ndarray | None = None
+    splits: list[tuple[str, pl.DataFrame]], features: str, class_weights: np.ndarray | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The part of results.json on the bag of words (name, features, seconds of training, metrics on
-    validation and test), and its log-probabilities on these two."""
-    model, metrics, seconds = fit_baseline(splits, features, class_weights)
-    found = {"name": model.name, "features": features, "seconds": seconds} | metrics
-    return found, {
-        split: model.predict_log_probabilities(frame["text"])
-        for split, frame in splits.items()
-        if split != "train"
+    """The part of results.json on a bag of words that has learnt from the first of the `splits`
+    (name; features; seconds; metrics of the other splits; the words that speak for each class), and
+    its log-probabilities on the others, (rows, num_classes) each."""
+    (_, train), *others = splits
+    targets = train["label"].to_numpy()
+    started = time.perf_counter()
+    model = BagOfWords(features).fit(train["text"], targets, targets.max() + 1, class_weights)
+    found = {
+        "name": model.name,
+        "features": features,
+        "seconds": time.perf_counter() - started,
+        "heaviest_words": model.heaviest_words(),
     }
+    log_probabilities = {}
+    for split, frame in others:
+        log_probabilities[split] = model.predict_log_probabilities(frame["text"])
+        found[split] = classification_metrics(log_probabilities[split], frame["label"].to_numpy())
+    return found, log_probabilities
 
 
 @dataclass
@@ -191,6 +182,11 @@ class BaselineSettings:
         "count", "what a text is turned into: count, words; tfidf, weighted words and pairs; nb, "
         "up to triples, the strongest on IMDb", choices=FEATURES,
     )  # fmt: skip
+    report_on: str = flag(
+        "test",
+        "split that is measured beside validation; validation leaves the test split unread",
+        choices=("test", "validation"),
+    )
     out: str = flag("", "run folder for config.json and results.json; left out, nothing is written")
     overwrite: bool = flag(False, "replace the run that lies in --out")
 
@@ -206,21 +202,26 @@ def main() -> None:
     data.revision = splits.revision
     print_splits(splits)
 
-    model, results, seconds = fit_baseline(splits, settings.features)
-    print(f"\n{model.name}, {settings.features} features, {seconds:.1f} s of training\n")
+    measured = splits.only("train", "validation", settings.report_on)
+    baseline, found = measure_baseline(measured, settings.features)
+    seconds = baseline["seconds"]
+    print(f"\n{baseline['name']}, {settings.features} features, {seconds:.1f} s of training\n")
     rows = [
-        [split, *(percent(m[k]) for k in ("accuracy", "precision", "recall", "f1")),
-         f"{m['loss']:.4f}"]
-        for split, m in results.items()
+        [split, *(percent(baseline[split][k]) for k in ("accuracy", "precision", "recall", "f1")),
+         f"{baseline[split]['loss']:.4f}"]
+        for split in found
     ]  # fmt: skip
     print(format_table(["split", "accuracy", "precision", "recall", "F1", "loss"], rows))
     print()
-    for label, words in zip(splits.labels, model.heaviest_words(), strict=True):
+    for label, words in zip(splits.labels, baseline["heaviest_words"], strict=True):
         print(f"speaks for '{label}': {', '.join(words)}")
     if run:
         run.start({"data": data, "baseline": settings}, device="cpu")
-        baseline = {"name": model.name, "features": settings.features,
-                    "seconds": seconds} | results  # fmt: skip
+        for split, log_probabilities in found.items():
+            frame = dict(splits.items())[split]
+            texts, targets = frame["text"].to_list(), frame["label"].to_numpy()
+            kept = Predictions(texts, splits.labels, targets, {"baseline": log_probabilities})
+            write_predictions(run.folder, kept, split)
         run.write_json(
             "results.json",
             {"task": "classification", "data": describe_splits(splits), "baseline": baseline},

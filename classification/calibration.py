@@ -41,11 +41,13 @@ def apply_temperature(log_probabilities: np.ndarray, temperature: float) -> np.n
 
 
 def calibrate(
-    log_probabilities: dict[str, np.ndarray], targets: dict[str, np.ndarray], threshold: str = ""
+    log_probabilities: dict[str, np.ndarray],
+    targets: dict[str, np.ndarray],
+    reported: str,
+    threshold: str = "",
 ) -> dict[str, Any]:
     """The part of results.json on honest probabilities: the `temperature` and, if asked for, the
-    `threshold`, both from validation, and what they make of validation and test; each argument has
-    these two splits."""
+    `threshold`, both from the validation split, and what they make of the `reported` split."""
     temperature = fit_temperature(log_probabilities["validation"], targets["validation"])
     calibrated = {
         s: apply_temperature(found, temperature) for s, found in log_probabilities.items()
@@ -53,12 +55,12 @@ def calibrate(
     found: dict[str, Any] = {
         "temperature": temperature,
         "threshold": choose_threshold(threshold, calibrated["validation"], targets["validation"]),
-        "raw": describe_probabilities(log_probabilities["test"], targets["test"]),
-        "calibrated": describe_probabilities(calibrated["test"], targets["test"]),
+        "raw": describe_probabilities(log_probabilities[reported], targets[reported]),
+        "calibrated": describe_probabilities(calibrated[reported], targets[reported]),
     }
     if found["threshold"] is not None:
-        at = above_threshold(calibrated["test"], found["threshold"])
-        found["at_threshold"] = label_metrics(at, targets["test"], num_classes=2)
+        at = above_threshold(calibrated[reported], found["threshold"])
+        found["at_threshold"] = label_metrics(at, targets[reported], num_classes=2)
     return found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import tiktoken
 import torch
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,7 +26,7 @@ from classification.cleaning import clean
 from classification.sources import DataSettings, read_source
 from gpt2.support.errors import UserError
 from gpt2.support.hub_datasets import pin_revision
-from gpt2.support.splits import counts_in_words, rows_to_keep
+from gpt2.support.splits import counts_in_words, parse_fold, rows_to_keep
 from gpt2.tokenizer import encode_texts
 
 
@@ -50,6 +50,10 @@ class Splits:
         """(name, rows) of the three splits."""
         return [("train", self.train), ("validation", self.validation), ("test", self.test)]
 
+    def only(self, *names: str) -> list[tuple[str, pl.DataFrame]]:
+        """(name, rows) of some of the splits."""
+        return [(name, rows) for name, rows in self.items() if name in names]
+
 
 def load_splits(settings: DataSettings, seed: int) -> Splits:
     """Read, clean and split what `settings.data` names.
@@ -65,8 +69,12 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
         raise UserError(f"{source}: no row is marked as train")
     parts, cleaned, removed = clean(parts, notes)
     _check_rows(source, parts, removed)
+    if settings.fold and "validation" in parts:
+        parts["train"] = pl.concat([parts["train"], parts.pop("validation")])
     for split, share in (("test", settings.test_share), ("validation", settings.validation_share)):
-        if split not in parts:
+        if split == "validation" and settings.fold:
+            parts["train"], parts[split] = _take_fold(source, parts["train"], settings.fold, seed)
+        elif split not in parts:
             parts["train"], parts[split] = _split_off(
                 source, parts["train"], split, share, seed, removed
             )
@@ -169,6 +177,25 @@ def _split_off(
         ) from None
     is_cut = np.zeros(len(labels), dtype=bool)
     is_cut[cut] = True
+    return frame.filter(~is_cut), frame.filter(is_cut)
+
+
+def _take_fold(
+    source: str, frame: pl.DataFrame, fold: str, seed: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows without fold "K/N" and those of it, stratified by label; rows of one `group` stay
+    together."""
+    number, count = parse_fold(fold)
+    labels = frame["label"].to_numpy()
+    grouped = "group" in frame.columns
+    make = StratifiedGroupKFold if grouped else StratifiedKFold
+    folds = make(count, shuffle=True, random_state=seed)
+    try:
+        cut = list(folds.split(labels, labels, frame["group"].to_numpy() if grouped else None))
+    except ValueError as error:  # fewer rows than folds
+        raise UserError(f"{source}: --fold {fold} is not possible ({error})") from None
+    is_cut = np.zeros(len(labels), dtype=bool)
+    is_cut[cut[number - 1][1]] = True
     return frame.filter(~is_cut), frame.filter(is_cut)
 
 

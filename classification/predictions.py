@@ -47,28 +47,42 @@ class Predictions:
 
 def gather_predictions(
     splits: Splits,
+    reported: str,
     bag: dict[str, np.ndarray],
     before: dict[str, Any],
     after: dict[str, np.ndarray],
 ) -> tuple[dict[str, Predictions], float]:
-    """What all contenders say of the validation and the test split, and the weight of GPT-2 in
-    `together`, which is chosen on validation. `bag` and `after` hold log-probabilities on both;
-    `before` is what before.json holds, of the test split alone."""
+    """What all contenders say of the validation split and of the `reported` one, and the weight of
+    GPT-2 in `together`, which is chosen on validation. `bag` and `after` hold log-probabilities on
+    these; `before` is what before.json holds, of the reported split alone."""
     targets = {split: frame["label"].to_numpy() for split, frame in splits.items()}
     weight = best_weight(bag["validation"], after["validation"], targets["validation"])
     gathered = {}
-    for split, frame in (("validation", splits.validation), ("test", splits.test)):
+    for split, frame in splits.only("validation", reported):
         found = {
             "majority": majority_log_probabilities(targets["train"], len(frame)),
             "baseline": bag[split],
         }
-        if split == "test" and "log_probabilities" in before:  # older runs kept none
+        if split == reported and "log_probabilities" in before:  # older runs kept none
             found["before"] = np.array(before["log_probabilities"])
         found["after"] = after[split]
         found["together"] = mix(bag[split], after[split], weight)
         texts = frame["text"].to_list()
         gathered[split] = Predictions(texts, splits.labels, targets[split], found)
     return gathered, weight
+
+
+def measure_contenders(
+    predictions: dict[str, Predictions], reported: str
+) -> dict[str, dict[str, Any]]:
+    """For results.json: {contender: {split: metrics}}, of `after` on validation too."""
+    measured: dict[str, dict[str, Any]] = {}
+    for split, kept in predictions.items():
+        for contender, found in kept.log_probabilities.items():
+            if split == reported or contender == "after":
+                metrics = classification_metrics(found, kept.targets)
+                measured.setdefault(contender, {})[split] = metrics
+    return measured
 
 
 def write_predictions(folder: Path, predictions: Predictions, split: str) -> None:
@@ -131,15 +145,9 @@ def best_weight(first: np.ndarray, second: np.ndarray, targets: np.ndarray) -> f
     return float(weights[int(np.argmin(losses))])
 
 
-def describe_together(predictions: Predictions, weight: float) -> dict[str, Any]:
-    """The part of results.json on GPT-2 and the bag of words together: the metrics of `together`,
-    the `weight` of GPT-2 in it, and how often the two agree. They make different mistakes (Mesnil
-    et al. 2014, "Ensemble of Generative and Discriminative Techniques for Sentiment Analysis of
-    Movie Reviews")."""
+def describe_together(predictions: Predictions, weight: float) -> dict[str, float]:
+    """The part of results.json on GPT-2 and the bag of words together: the `weight` of GPT-2 in it,
+    and how often the two agree. They make different mistakes (Mesnil et al. 2014, "Ensemble of
+    Generative and Discriminative Techniques for Sentiment Analysis of Movie Reviews")."""
     both = [predictions.log_probabilities[name].argmax(axis=1) for name in ("baseline", "after")]
-    found = predictions.log_probabilities["together"]
-    return {
-        "weight": weight,
-        "agreement": float((both[0] == both[1]).mean()),
-        "test": classification_metrics(found, predictions.targets),
-    }
+    return {"weight": weight, "agreement": float((both[0] == both[1]).mean())}

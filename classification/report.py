@@ -20,10 +20,6 @@ from gpt2.support.intervals import wilson_interval
 from gpt2.support.run_folder import RunFolder
 from gpt2.support.tables import format_table, percent, plot_curves
 
-LOPSIDED = (
-    2.0  # the largest class of the test split has more than so many times the smallest's rows
-)
-
 
 def contender_names(results: dict[str, Any]) -> dict[str, str]:
     """How the table calls each contender of results.json."""
@@ -41,14 +37,16 @@ def contender_names(results: dict[str, Any]) -> dict[str, str]:
 
 def comparison_table(results: dict[str, Any]) -> str:
     """Majority class, bag of words, GPT before and after fine-tuning, and the last two contenders
-    together, all on the test split; then what the rows can tell of their differences."""
+    together, all on the reported split; then what the rows can tell of their differences."""
     seconds = {"baseline": results["baseline"], "after": results["training"]}
+    reported = results["data"]["reported"]
     contenders = [
-        (name, results[key]["test"], seconds[key]["seconds"] if key in seconds else None)
+        (name, results[key][reported], seconds[key]["seconds"] if key in seconds else None)
         for key, name in contender_names(results).items()
+        if key in results
     ]
-    table = metrics_table(results["data"]["test"], "test rows", contenders,
-                          results["data"]["labels"])  # fmt: skip
+    data = results["data"]
+    table = metrics_table(data[reported], f"{reported} rows", contenders, data["labels"])
     return "\n".join([table, "", *(f"- {sentence}" for sentence in describe_evidence(results))])
 
 
@@ -69,8 +67,8 @@ def metrics_table(
              f"{metrics['loss']:.4f}", None if seconds is None else f"{seconds:.1f}"]
         )  # fmt: skip
     averaged = f"of '{labels[1]}'" if len(labels) == 2 else f"averaged over {len(labels)} classes"
-    header = [f"{rows:,} {of}", "accuracy", "95 % interval", "precision", "recall", "F1", "loss",
-              "training s"]  # fmt: skip
+    header = [f"{rows:,} {of}", "accuracy", "95 %", "precision", "recall", "F1", "loss",
+              "seconds"]  # fmt: skip
     return f"{format_table(header, lines)}\n\n(precision, recall and F1 {averaged})"
 
 
@@ -83,15 +81,15 @@ def describe_evidence(results: dict[str, Any]) -> list[str]:
             found,
             short.get(found["first"], names[found["first"]]),
             short.get(found["second"], names[found["second"]]),
-            results["data"]["test"],
+            results["data"][results["data"]["reported"]],
         )
         for found in results["evidence"]["differences"]
     ]
 
 
 def write_report(run: RunFolder, results: dict[str, Any], predictions: Predictions) -> None:
-    """Complete `results` with what `look_closer` finds on the test split, and write results.json,
-    the pictures and report.md."""
+    """Complete `results` with what `look_closer` finds on the reported split, and write
+    results.json, the pictures and report.md."""
     found, targets = predictions.log_probabilities["after"], predictions.targets
     results |= look_closer(predictions.texts, targets, predictions.labels, found)
     results["lopsided"] = {
@@ -127,7 +125,7 @@ def _report(results: dict[str, Any]) -> str:
         _describe_run(results),
         "## Curves\n\n![loss and accuracy over the steps](curves.png)",
         _probabilities(results),
-        *close_look(results, "test split"),
+        *close_look(results, f"{data['reported']} split"),
         "## Lopsided classes\n\nWhere one class is common, these tell more than accuracy.\n\n"
         + _lopsided(results),
     ]
@@ -166,18 +164,23 @@ def _describe_run(results: dict[str, Any]) -> str:
     return (
         f"Data: {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} "
         f"test rows; removed: {removed or 'none'}. Model: {model['parameters']:,} parameters, "
-        f"{model['trainable']:,} trained, pooling {model['pooling']}, {model['max_length']} tokens "
+        f"{model['trainable']:,} trained, {_head(model['head'])}, {model['max_length']} tokens "
         f"a text at most ({model['truncation']}). Training: {training['steps']} steps, "
         f"{training['epochs']:g} epochs, "
         f"{training['tokens_per_second']:,.0f} tokens a second, "
         f"{percent(training['useful_token_share'])} useful tokens, seed {training['seed']}. The "
         f"weights of step {training['best_step']}, the best on validation "
         f"({percent(results['after']['validation']['accuracy'])}), were tested. Intervals are "
-        "95 % (Wilson); differences have the 95 % interval of the paired bootstrap over the test "
+        "95 % (Wilson); differences have the 95 % interval of the paired bootstrap over the "
         'rows and the exact p of McNemar\'s test. "Both together" is the weighted mean of the '
         f"log-probabilities of bag of words and GPT-2 ({together['weight']:.2f} for GPT-2, chosen "
         f"on validation); the two agree on {percent(together['agreement'])} of the rows."
     )
+
+
+def _head(description: dict[str, Any]) -> str:
+    """ "pooling mean", or the class of a head of one's own."""
+    return f"pooling {description['pooling']}" if "pooling" in description else description["kind"]
 
 
 def _probabilities(results: dict[str, Any]) -> str:

@@ -58,6 +58,9 @@ class DataSettings:
     test_share: float = flag(
         0.2, "share cut from all rows, if no test split is given", above=0, at_most=0.5
     )
+    fold: str = flag(
+        "", "K/N: validate on the K-th of N parts of the training rows, for cross-validation",
+    )  # fmt: skip
     split_seed: int = flag(
         1, "which rows are for training, validation and test, and which --max-... keeps; apart "
         "from --seed, so that runs of several seeds are tested on the same rows", at_least=0,

@@ -19,12 +19,14 @@ if __name__ == "__main__":  # the code that lies here runs, whatever else is ins
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from baselines.train_logreg import FEATURES, measure_baseline
 from classification.calibration import calibrate, check_threshold
@@ -42,14 +44,19 @@ from classification.evaluation import (
     predict_log_probabilities,
 )
 from classification.evidence import weigh_evidence
-from classification.predictions import describe_together, gather_predictions, write_predictions
+from classification.predictions import (
+    describe_together,
+    gather_predictions,
+    measure_contenders,
+    write_predictions,
+)
 from classification.report import comparison_table, write_report
 from classification.sources import BUILT_IN, DataSettings
-from gpt2.batching import check_batch_size
+from gpt2.batching import Batch, check_batch_size
 from gpt2.checkpoint import Recipe, change_settings, load_weights
 from gpt2.heads import POOLINGS, ClassificationHead, Head
 from gpt2.model import GPT2Config
-from gpt2.one_run import begin, explaining_not_finite
+from gpt2.one_run import OneRun, begin, explaining_not_finite
 from gpt2.optimization import TrainingConfig
 from gpt2.support.distributed import on_rank_0, rank
 from gpt2.support.flags import flag, parse_flags
@@ -90,15 +97,23 @@ class ClassificationSettings:
         0.0, "share of each label's probability spread over all classes; 0.1 makes a model less "
         "sure of itself", at_least=0, at_most=0.9,
     )  # fmt: skip
+    report_on: str = flag(
+        "test", "split that the table, the report and predictions are about; validation leaves the "
+        "test split unread, for a choice among settings", choices=("test", "validation"),
+    )  # fmt: skip
     threshold: str = flag(
         "", "with two classes: predict the second one from this probability on, as 0.3, or f1 for "
         "the one with the best F1 on validation; left out, the likelier class",
     )  # fmt: skip
 
 
+# The script's flags; a sweep checks its own with them.
+SETTINGS = [DataSettings, ModelSettings, ClassificationSettings, TrainingConfig, RunSettings]
+
+
 def main() -> None:
     data, model_settings, head, config, run_settings = parse_flags(
-        [DataSettings, ModelSettings, ClassificationSettings, TrainingConfig, RunSettings],
+        SETTINGS,
         "Fine-tune GPT-2 to classify texts, and compare it with a bag of words.",
     )
     name = f"classification-{data_name(data.data, BUILT_IN)}"
@@ -130,12 +145,13 @@ def main() -> None:
     # The baseline of chapter 6 comes first: it takes seconds.
     counts = np.bincount(splits.train["label"].to_numpy(), minlength=len(splits.labels))
     weights = parse_class_weights(head.class_weights, splits.labels, counts)
-    baseline, bag = on_rank_0(lambda: measure_baseline(splits, head.features, weights))
+    measured = splits.only("train", "validation", head.report_on)
+    baseline, bag = on_rank_0(lambda: measure_baseline(measured, head.features, weights))
     settings = {"data": data, "model": model_settings, "head": head, "training": config,
                 "run": run_settings}  # fmt: skip
     run.start_writing(model, origin, settings)
 
-    # ---- chapter 4: fine-tuning, between two looks at the test split
+    # ---- chapter 4: fine-tuning, between two looks at the split that the report is about
     targets = {split: frame["label"].to_numpy() for split, frame in splits.items()}
 
     def log_probabilities(split: str, desc: str = "") -> np.ndarray:
@@ -144,84 +160,87 @@ def main() -> None:
             config.micro_batch_tokens,
         )  # fmt: skip
 
-    def metrics(split: str, desc: str = "") -> dict[str, float]:
-        return classification_metrics(log_probabilities(split, desc), targets[split])
-
     def look_before() -> dict[str, Any]:
-        found = log_probabilities("test", "test split, before")
-        measured = classification_metrics(found, targets["test"])
-        return {"origin": origin, "test": measured, "log_probabilities": found.tolist()}
+        found = log_probabilities(head.report_on, f"{head.report_on} split, before")
+        metrics = classification_metrics(found, targets[head.report_on])
+        return {"origin": origin, head.report_on: metrics, "log_probabilities": found.tolist()}
+
+    def evaluate() -> dict[str, float]:
+        return classification_metrics(log_probabilities("validation"), targets["validation"])
 
     model.eval()
     before = run.measure_before(look_before, splits.items())
-    recipe = Recipe(
-        "classification",
-        run.encoding,
-        {
-            "labels": splits.labels,
-            "max_length": head.max_length,
-            "truncation": head.truncation,
-            "temperature": 1.0,  # fitted on validation after training
-            "threshold": None,
-            "text_column": data.text_column,
-            "label_column": data.label_column,
-            "trained_on": licences(run.start, [data.data]),
-        },
-    )
-    loss = partial(
-        classification_loss,
-        class_weights=None if weights is None else torch.from_numpy(weights).to(run.device),
-        label_smoothing=head.label_smoothing,
-    )
     with explaining_not_finite(splits.train["text"]):
         result = train(
-            model, datasets["train"], loss, lambda: metrics("validation"), config,
-            run_settings.seed, run.folder, recipe,
+            model, datasets["train"], make_loss(head, weights, run.device), evaluate, config,
+            run_settings.seed, run.folder, make_recipe(run, splits.labels, head, data),
         )  # fmt: skip
 
     # ---- chapter 5: evaluation of the weights that did best on validation
-    load_weights(run.folder.folder / "best", model)
+    best = run.folder.folder / "best"
+    load_weights(best, model)
     model.eval()
-    found = {
-        "validation": log_probabilities("validation"),
-        "test": log_probabilities("test", "test split, after"),
+    after = {
+        split: log_probabilities(split, f"{split} split, after")
+        for split in ("validation", head.report_on)
     }
-    after = {split: classification_metrics(found[split], targets[split]) for split in found}
-    calibration = calibrate(found, targets, head.threshold)
-    change_settings(
-        run.folder.folder / "best",
-        {name: calibration[name] for name in ("temperature", "threshold")},
-    )
+    calibration = calibrate(after, targets, head.report_on, head.threshold)
+    change_settings(best, {name: calibration[name] for name in ("temperature", "threshold")})
 
     # ---- chapter 6: comparison
     if rank() > 0:
         return
-    predictions, weight = gather_predictions(splits, bag, before, found)
-    guess = predictions["test"].log_probabilities["majority"]
+    predictions, weight = gather_predictions(splits, head.report_on, bag, before, after)
     example = short_text(splits.validation["text"])
     results = {
         "task": "classification",
-        "data": describe_splits(splits) | {"example": example},
+        "data": describe_splits(splits) | {"example": example, "reported": head.report_on},
         "model": run.describe_model(model, before["origin"])
-        | {"pooling": head.pooling, "max_length": head.max_length, "truncation": head.truncation},
-        "majority": {"test": classification_metrics(guess, targets["test"])},
-        "baseline": baseline,
-        "before": {"test": before["test"]},
-        "after": after,
-        "together": describe_together(predictions["test"], weight),
-        "evidence": weigh_evidence(predictions["test"]),
+        | {"max_length": head.max_length, "truncation": head.truncation},
+        **measure_contenders(predictions, head.report_on),
         "calibration": calibration,
         "training": run.describe_training(result),
     }
+    results["baseline"] |= baseline
+    results["together"] |= describe_together(predictions[head.report_on], weight)
+    results["evidence"] = weigh_evidence(predictions[head.report_on])
     for split, kept in predictions.items():
         write_predictions(run.folder.folder, kept, split)
-    write_report(run.folder, results, predictions["test"])
+    write_report(run.folder, results, predictions[head.report_on])
     predict = f"python {beside(__file__, 'predict.py')} {shlex.quote(str(run.folder.folder))}"
     run.end(
         comparison_table(results),
         describe_training(results["training"]),
         f"ask the model yourself:\n  {predict} {shlex.quote(example)}",
     )
+
+
+def make_loss(
+    head: ClassificationSettings, weights: np.ndarray | None, device: torch.device
+) -> Callable[[nn.Module, Batch], tuple[Tensor, int | Tensor]]:
+    """The loss that the loop is given: cross-entropy, as --class-weights and --label-smoothing
+    ask. One of your own takes (model, batch) and returns the sum over the rows, and how many."""
+    class_weights = None if weights is None else torch.from_numpy(weights).to(device)
+    return partial(
+        classification_loss, class_weights=class_weights, label_smoothing=head.label_smoothing
+    )
+
+
+def make_recipe(
+    run: OneRun, labels: list[str], head: ClassificationSettings, data: DataSettings
+) -> Recipe:
+    """What prediction needs beside the weights."""
+    settings = {
+        "labels": labels,
+        "max_length": head.max_length,
+        "truncation": head.truncation,
+        "temperature": 1.0,  # fitted on validation after training
+        "threshold": None,
+        "text_column": data.text_column,
+        "label_column": data.label_column,
+        "trained_on": licences(run.start, [data.data]),
+    }
+    return Recipe("classification", run.encoding, settings)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tiktoken
 import torch
 
 from gpt2.bookkeeping import NotFinite, TrainingResult
-from gpt2.heads import Head
+from gpt2.heads import Head, describe_head
 from gpt2.model import GPT2, GPT2Config
 from gpt2.optimization import TrainingConfig, default_learning_rate
 from gpt2.support.device import arithmetic, choose_device
@@ -107,6 +107,8 @@ class OneRun:
             "name": model_name(self.model_settings),
             "init": initial_weights(self.model_settings),
             "origin": origin,
+            "head": describe_head(model.head),
+            "pooling": model.head.arguments.get("pooling"),
             "parameters": parameters,
             "trainable": trainable,
         }

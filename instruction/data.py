@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from gpt2.batching import IGNORE
 from gpt2.support.errors import UserError
 from gpt2.support.hub_datasets import pin_revision
-from gpt2.support.splits import counts_in_words, data_name, rows_to_keep
+from gpt2.support.splits import counts_in_words, data_name, parse_fold, rows_to_keep
 from gpt2.tokenizer import encode_texts
 from instruction.formats import COLUMNS
 from instruction.sources import BUILT_IN, DataSettings, read_source
@@ -53,7 +53,7 @@ def load_splits(
     UserError for data that cannot be used."""
     notes: list[str] = []
     frame, removed, revision = read_clean(settings, notes)
-    parts = _split(settings.data, frame, removed, seed)
+    parts = _split(settings.data, frame, removed, seed, settings.fold)
     # After the cut, so that --max-length and the tokenizer do not decide what is held out.
     removed["no room for a response"] = 0
     for split, rows in parts.items():
@@ -106,10 +106,12 @@ def with_room(
 
 
 def _split(
-    data: str, frame: pl.DataFrame, removed: dict[str, int], seed: int
+    data: str, frame: pl.DataFrame, removed: dict[str, int], seed: int, fold: str
 ) -> dict[str, pl.DataFrame]:
     """The rows by split: as given by the column `split`, the others cut from the training rows, a
     tenth each. Rows of one `group` stay together."""
+    if fold:
+        frame = frame.with_columns(pl.col("split").replace("validation", "train"))
     given = {split: frame.filter(pl.col("split") == split) for split in frame["split"].unique()}
     rows = given.get("train", frame[:0])
     groups = rows.select(pl.col("group").unique(maintain_order=True))
@@ -129,6 +131,11 @@ def _split(
     for split in ("test", "validation"):
         if split in given:
             parts[split] = given[split]
+        elif split == "validation" and fold:
+            number, count = parse_fold(fold)
+            ends = [len(groups) * (number - 1) // count, len(groups) * number // count]
+            parts[split] = rows_of(groups[ends[0] : ends[1]])
+            groups = pl.concat([groups[: ends[0]], groups[ends[1] :]])
         else:
             parts[split], groups = rows_of(groups[:tenth]), groups[tenth:]
     parts["train"] = rows_of(groups)

@@ -90,12 +90,20 @@ class EvaluationSettings:
         100, "test rows answered before and after, chosen by --split-seed; more take longer and "
         "make the shares surer", at_least=1,
     )  # fmt: skip
+    report_on: str = flag(
+        "test", "split that the table, the answers and predictions are about; validation leaves "
+        "the test split unread, for a choice among settings", choices=("test", "validation"),
+    )  # fmt: skip
     answer_tokens: int = flag(96, "tokens of each of these answers at most", at_least=1)
+
+
+# The script's flags; a sweep checks its own with them.
+SETTINGS = [DataSettings, ModelSettings, InstructionConfig, EvaluationSettings, RunSettings]
 
 
 def main() -> None:
     data, model_settings, config, evaluation, run_settings = parse_flags(
-        [DataSettings, ModelSettings, InstructionConfig, EvaluationSettings, RunSettings],
+        SETTINGS,
         "Teach GPT-2 to follow instructions, and compare its answers before and after.",
     )
     name = f"instruction-{data_name(data.data, BUILT_IN)}"
@@ -128,13 +136,15 @@ def main() -> None:
                 "evaluation": evaluation, "run": run_settings}  # fmt: skip
     run.start_writing(model, origin, settings)
 
-    # ---- chapter 4: fine-tuning, between two looks at the test split
+    # ---- chapter 4: fine-tuning, between two looks at the split that the report is about
+    reported = evaluation.report_on
+    reported_rows = dict(splits.items())[reported]
     answering = Answering(model, run.encoding, template, evaluation.answer_tokens, config)
     shown = SAMPLE_PROMPTS if data.data == "sample" else example_prompts(splits.validation)
-    choice = np.random.default_rng(data.split_seed).permutation(len(splits.test))
+    choice = np.random.default_rng(data.split_seed).permutation(len(reported_rows))
     answered = choice[: evaluation.test_answers]  # the same rows for every --seed
-    answered_rows = splits.test[answered]
-    prompts = [datasets["test"].prompt(row) for row in answered]
+    answered_rows = reported_rows[answered]
+    prompts = [datasets[reported].prompt(row) for row in answered]
 
     def validation_loss() -> dict[str, float]:
         return evaluate_loss(
@@ -142,22 +152,22 @@ def main() -> None:
             max_tokens=config.micro_batch_tokens,
         )  # fmt: skip
 
-    def look_at_test(when: str) -> dict[str, Any]:
+    def look(when: str) -> dict[str, Any]:
         found = answering.look(prompts, answered_rows["output"].to_list(), when)
         losses, targets = row_losses(
-            model, datasets["test"], config.rows_at_once, config.precision, f"test loss, {when}",
+            model, datasets[reported], config.rows_at_once, config.precision, f"loss, {when}",
             config.micro_batch_tokens,
         )  # fmt: skip
         mean = float(losses.sum() / targets.sum())
-        metrics = {"loss": mean, "perplexity": perplexity(mean)} | found["test"]
-        return found | {"test": metrics, "losses": losses.tolist(), "targets": targets.tolist()}
+        metrics = {"loss": mean, "perplexity": perplexity(mean)} | found.pop("metrics")
+        return found | {reported: metrics, "losses": losses.tolist(), "targets": targets.tolist()}
 
     def evaluate() -> dict[str, float]:
         answering.show(shown)
         return validation_loss()
 
     model.eval()
-    before = run.measure_before(lambda: {"origin": origin} | look_at_test("before"), splits.items())
+    before = run.measure_before(lambda: {"origin": origin} | look("before"), splits.items())
     recipe = Recipe(
         "instruction",
         run.encoding,
@@ -174,7 +184,7 @@ def main() -> None:
     # ---- chapter 5: evaluation of the weights that did best on validation
     load_weights(run.folder.folder / "best", model)
     model.eval()
-    after = look_at_test("after") | {"validation": validation_loss()}
+    after = {"validation": validation_loss()} | look("after")
 
     # ---- chapter 6: comparison
     if rank() > 0:
@@ -182,10 +192,11 @@ def main() -> None:
     truncated = {split: dataset.truncated for split, dataset in datasets.items()}
     results = {
         "task": "instruction",
-        "data": describe_splits(splits) | {"truncated": truncated, "example": shown[0]},
+        "data": describe_splits(splits)
+        | {"truncated": truncated, "example": shown[0], "reported": reported},
         "model": run.describe_model(model, before["origin"]) | {"max_length": data.max_length},
-        "before": {"test": before["test"]},
-        "after": {"validation": after["validation"], "test": after["test"]},
+        "before": {reported: before[reported]},
+        "after": {split: after[split] for split in ("validation", reported)},
         "evidence": weigh_evidence(before, after),
         "training": run.describe_training(result),
         "answers": answer_records(answered_rows, before["answers"], after["answers"]),
@@ -193,7 +204,7 @@ def main() -> None:
     }
     losses = {"before": before.get("losses", []), "after": after["losses"]}  # older runs: none
     write_predictions(
-        run.folder.folder, splits.test, {name: found for name, found in losses.items() if found},
+        run.folder.folder, reported_rows, {name: found for name, found in losses.items() if found},
         after["targets"],
     )  # fmt: skip
     write_report(run.folder, results)
@@ -242,7 +253,7 @@ class Answering:
         tasks = self.answers_to(task_prompts(self.encoding, self.template), f"tasks, {when}")
         metrics = answer_metrics(answers, references, self.template)
         return {
-            "test": metrics | task_metrics(judge_tasks(tasks)),
+            "metrics": metrics | task_metrics(judge_tasks(tasks)),
             "answers": [answer.text for answer in answers],
             "tasks": [answer.text for answer in tasks],
         }

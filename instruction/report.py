@@ -28,9 +28,10 @@ _SHARES = {
 
 
 def comparison_table(results: dict[str, Any]) -> str:
-    """Before and after fine-tuning, on the test split."""
-    header = [f"{results['data']['test']:,} test rows", "before", "after"]
-    table = metrics_table(header, [results["before"]["test"], results["after"]["test"]])
+    """Before and after fine-tuning, on the reported split."""
+    reported = results["data"]["reported"]
+    header = [f"{results['data'][reported]:,} {reported} rows", "before", "after"]
+    table = metrics_table(header, [results["before"][reported], results["after"][reported]])
     return "\n".join([table, "", *(f"- {said}" for said in describe_evidence(results["evidence"]))])
 
 
@@ -87,8 +88,8 @@ def _report(results: dict[str, Any]) -> str:
     parts = [
         f"# {data['name']}: {model['name']} from {model['init']} weights",
         comparison_table(results),
-        f"Losses are over the whole test split, shares over {len(answers)} of its rows, answered "
-        f"greedily; tasks are {len(results['tasks'])} instructions that a program judges. "
+        f"Losses are over the whole {data['reported']} split, shares over {len(answers)} of its "
+        f"rows, answered greedily; tasks are {len(results['tasks'])} instructions that a program judges. "
         f"Data: {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} "
         f"test rows; removed: {removed or 'none'}; responses truncated: "
         f"{sum(data['truncated'].values()):,}. Model: {model['parameters']:,} parameters, "

@@ -66,6 +66,9 @@ class DataSettings:
     output_column: str = flag(
         "output", "column with the answer; `response`, `completion` or `answer` is found by itself"
     )
+    fold: str = flag(
+        "", "K/N: validate on the K-th of N parts of the training rows, for cross-validation",
+    )  # fmt: skip
     split_seed: int = flag(
         1, "which rows are for training, validation and test, and which --max-... keeps; apart "
         "from --seed, so that runs of several seeds are tested on the same rows", at_least=0,

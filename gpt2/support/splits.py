@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from gpt2.support.errors import UserError
+
 # The words for a split in the names of files, folders and splits, and what they mean here.
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -69,6 +71,17 @@ def short_text(texts: Iterable[str], limit: int = 70) -> str:
                 return text
     beginning = " ".join(texts[0].split()).lstrip("- ") or "..."
     return beginning if len(beginning) <= limit else beginning[:limit].rsplit(" ", 1)[0]
+
+
+def parse_fold(fold: str) -> tuple[int, int]:
+    """ "2/5" -> (2, 5): the second of five parts of the training rows is for validation. Raises
+    UserError."""
+    number, slash, count = fold.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--fold {fold}: must be K/N, as 2/5 for the second of five parts")
+    if int(count) < 2:
+        raise UserError(f"--fold {fold}: one part would leave no training rows")
+    return int(number), int(count)
 
 
 def rows_to_keep(
