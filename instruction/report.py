@@ -89,7 +89,8 @@ def _report(results: dict[str, Any]) -> str:
         f"# {data['name']}: {model['name']} from {model['init']} weights",
         comparison_table(results),
         f"Losses are over the whole {data['reported']} split, shares over {len(answers)} of its "
-        f"rows, answered greedily; tasks are {len(results['tasks'])} instructions that a program judges. "
+        f"rows, answered greedily; tasks are {len(results['tasks'])} instructions that a program "
+        "judges. "
         f"Data: {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} "
         f"test rows; removed: {removed or 'none'}; responses truncated: "
         f"{sum(data['truncated'].values()):,}. Model: {model['parameters']:,} parameters, "
