@@ -114,24 +114,30 @@ def load_training(
     """Make `model` and `optimizer` what they were when `folder` was saved; returns where the loop
     stood.
 
-    Raises UserError if the checkpoint is damaged, is another model's, or if the training rows are
-    not those it was saved with.
+    Raises UserError if the checkpoint is damaged, is another model's or another head's, or if the
+    training rows are not those it was saved with.
     """
     folder = whole_folder(folder)
     check_folder(folder)
+    file = folder / "training.json"
     try:
-        training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        training = json.loads(file.read_text(encoding="utf-8"))
         known = {field.name for field in dataclasses.fields(TrainingState)}
         counted = training["progress"]  # older code saved more
         state = TrainingState(**{name: counted[name] for name in counted if name in known})
         data_then = training["data"]
+        file = folder / "config.json"
+        head_then = json.loads(file.read_text(encoding="utf-8"))["head"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / 'training.json'}: cannot be resumed from ({error!r})") from None
+        raise UserError(f"{file}: cannot be resumed from ({error!r})") from None
     if data_then != data:
         raise UserError(
             f"{folder}: the training rows are not those that this run began with; give it the same "
             "files again, or start a new run"
         )
+    head = describe_head(model.head)
+    if head_then != head:  # it may have the same names and shapes, and compute something else
+        raise UserError(f"{folder}: was saved with the head {head_then}, but the model has {head}")
     _copy_weights(folder / "model.safetensors", model)
     moments = _read_tensors(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
@@ -168,13 +174,17 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found_task = description["task"]
         config = GPT2Config(**description["model"])
-        head = build_head(config, description["head"])
+        head_description = dict(description["head"])
         saved = {"truncation": "head"} | description["settings"]  # older runs know no other
         settings = {name: saved[name] for name in SETTINGS[found_task]}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
     if found_task != task:
         raise UserError(f"{path}: a model for {found_task}, not for {task}")
+    try:
+        head = build_head(config, head_description)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'}: its head cannot be built: {error}") from None
     model = GPT2(config, head)
     _copy_weights(folder / "model.safetensors", model)
     return model.eval(), Recipe(found_task, load_encoding(folder), settings)

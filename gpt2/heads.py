@@ -3,6 +3,7 @@ logits. A new head is one class in this file; see `Head`."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -33,8 +34,16 @@ class Head(nn.Module):
     ties_wte = False  # whether `weight` (V, C) is the input embedding, one tensor
 
     def __init__(self, **arguments: Any) -> None:
-        """`arguments`: those of the subclass, but for `config`; values that JSON can hold."""
+        """`arguments`: those of the subclass, but for `config`. Raises TypeError if JSON, in which
+        a checkpoint keeps them, cannot hold one."""
         super().__init__()
+        for name, value in arguments.items():
+            if not _comes_back_from_json(value):
+                raise TypeError(
+                    f"{type(self).__name__}: {name}={value!r} would not come back from a "
+                    "checkpoint, which keeps it in JSON; give a number, string, boolean or None, "
+                    "or a list or dictionary of these"
+                )
         self.arguments = arguments
 
     def looks_at(self, lengths: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -56,13 +65,25 @@ def describe_head(head: Head) -> dict[str, Any]:
 
 def build_head(config: GPT2Config, description: dict[str, Any]) -> Head:
     """A new head of the class and with the arguments that `describe_head` gave. Raises ValueError
-    if no imported class is of this kind, TypeError if it takes other arguments."""
+    if no imported class is of this kind, or two are, TypeError if it takes other arguments."""
     arguments = dict(description)
     kind = arguments.pop("kind")
     found = [cls for cls in _subclasses(Head) if _kind(cls) == kind]
     if not found:
-        raise ValueError(f"gpt2/heads.py has no head '{kind}'")
+        raise ValueError(f"gpt2/heads.py has no head '{kind}'; its class must stand there")
+    names = sorted({cls.__name__ for cls in found})
+    if len(names) > 1:  # a copied class, with the `kind` of the one that it was copied from
+        raise ValueError(
+            f"{' and '.join(names)} are both of the kind '{kind}'; leave `kind` out of a new head"
+        )
     return found[-1](config, **arguments)
+
+
+def _comes_back_from_json(value: Any) -> bool:
+    try:
+        return json.loads(json.dumps(value)) == value  # a tuple would come back as a list
+    except (TypeError, ValueError):
+        return False
 
 
 def _kind(cls: type[Head]) -> str:

@@ -156,7 +156,13 @@ class GPT2(nn.Module):
     """
 
     def __init__(self, config: GPT2Config, head: nn.Module) -> None:
+        """`head`: a gpt2.heads.Head of the same `config`. Raises TypeError if it is none."""
         super().__init__()
+        if not hasattr(head, "looks_at"):  # by what heads have: gpt2/heads.py imports this file
+            raise TypeError(
+                f"{type(head).__name__} is no head: make it a subclass of gpt2.heads.Head, whose "
+                "docstring shows how"
+            )
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)  # where it stands

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gpt2.checkpoint import load_checkpoint
-from gpt2.heads import Head, describe_head
+from gpt2.heads import Head, build_head, describe_head
 from gpt2.model import GPT2, SIZES, GPT2Config, choose_trainable
 from gpt2.optimization import parameter_groups
 from gpt2.support.durable import whole_folder
@@ -179,7 +179,8 @@ def build_model(
     Random weights depend on `seed` alone. A head is taken over if it does the same: language models
     go on with theirs, a classifier with one of the same pooling and `labels`; else it is new.
 
-    Raises UserError if the weights cannot be had, or if `train` names nothing that the model has.
+    Raises UserError if the weights cannot be had, if the head would not come back from a
+    checkpoint, or if `train` names nothing that the model has.
     """
     torch.manual_seed(seed)
     if initial_weights(settings) == "random":
@@ -200,6 +201,7 @@ def build_model(
             model = _from_checkpoint(found, config, head, take_head=not why_new)
         taken = f"trunk, new head ({why_new})," if why_new else "trunk and head"
         origin = f"{taken} of {found.folder} ({found.task})"
+    _check_rebuilt(model.head, config)
     try:
         choose_trainable(model, train)
     except ValueError as error:
@@ -225,6 +227,25 @@ def _from_checkpoint(found: ModelFolder, config: GPT2Config, head: Head, take_he
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     model.load_state_dict(weights, strict=False)  # the head may be missing, nothing else
     return model
+
+
+def _check_rebuilt(head: Head, config: GPT2Config) -> None:
+    """Raises UserError, before any training, if what a checkpoint says of `head` does not build it
+    again."""
+    refusal = (
+        f"the head {type(head).__name__} cannot be built again from what it gave "
+        f"super().__init__(), {head.arguments}, which is all that a checkpoint keeps of it: "
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):  # the run draws what it would draw without this
+            again = build_head(config, describe_head(head))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{refusal}{error}") from None
+    shapes, shapes_again = (
+        {name: tensor.shape for name, tensor in each.state_dict().items()} for each in (head, again)
+    )
+    if shapes != shapes_again:
+        raise UserError(f"{refusal}its weights would have other names or shapes")
 
 
 def _why_new_head(found: ModelFolder, head: Head, labels: Sequence[str] | None) -> str:
