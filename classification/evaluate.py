@@ -35,6 +35,7 @@ from gpt2.support.cells import same_numbers
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
+from gpt2.support.hub_datasets import pin_revision
 from gpt2.support.results_folder import (
     ResultsSettings,
     check_results_folder,
@@ -53,6 +54,7 @@ class EvaluationSettings:
         "", "labelled rows: whatever train_gpt.py takes as --data. The test split where the data "
         "has one, else all rows"
     )  # fmt: skip
+    revision: str = flag("", "commit, branch or tag of a data set of the hub; left out, the newest")
     text_column: str = flag(
         "", "column with the text; several, joined: title,body; left out, what the run was "
         "trained with"
@@ -124,6 +126,7 @@ def read_labelled(
     text_column = default.text_column if own else recipe.settings["text_column"]
     label_column = default.label_column if own else recipe.settings["label_column"]
     notes: list[str] = []
+    revision = pin_revision(settings.data, settings.revision)
     name, parts = read_source(
         DataSettings(
             data=settings.data,
@@ -131,6 +134,7 @@ def read_labelled(
             label_column=settings.label_column or label_column,
             split_column=settings.split_column,
             columns=settings.columns,
+            revision=revision,
         ),
         notes,
     )
@@ -155,7 +159,8 @@ def read_labelled(
         )
     rows = rows.select("row", "text", pl.col("label").replace_strict(labels, range(len(labels))))
     return rows, {"name": name, "split": split, "rows": len(rows), "labels": labels,
-                  "removed": removed, "cleaned": cleaned, "notes": notes}  # fmt: skip
+                  "removed": removed, "cleaned": cleaned, "notes": notes,
+                  "source": settings.data, "revision": revision}  # fmt: skip
 
 
 def print_summary(description: dict[str, Any], rows: pl.DataFrame, labels: list[str]) -> None:

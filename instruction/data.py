@@ -40,6 +40,7 @@ class Splits:
     notes: list[str] = field(default_factory=list)  # files read, and what reading did otherwise
     source: str = ""  # what --data named
     revision: str = ""  # and at which commit, if that is a data set of the hub
+    columns: dict[str, str] = field(default_factory=dict)  # flag -> the column that was read
 
     def items(self) -> list[tuple[str, pl.DataFrame]]:
         return [("train", self.train), ("validation", self.validation), ("test", self.test)]
@@ -52,7 +53,7 @@ def load_splits(
     conversation stay in one split. The result depends on data, settings and `seed` alone. Raises
     UserError for data that cannot be used."""
     notes: list[str] = []
-    frame, removed, revision = read_clean(settings, notes)
+    frame, removed, found = read_clean(settings, notes)
     parts = _split(settings.data, frame, removed, seed, settings.fold)
     # After the cut, so that --max-length and the tokenizer do not decide what is held out.
     removed["no room for a response"] = 0
@@ -70,18 +71,22 @@ def load_splits(
         parts[split] = parts[split][:rows] if rows else parts[split]
     return Splits(
         data_name(settings.data, BUILT_IN), **parts, removed=removed, notes=notes,
-        source=settings.data, revision=revision,
+        source=settings.data, revision=found.revision,
+        columns={"instruction_column": found.instruction_column,
+                 "input_column": found.input_column, "output_column": found.output_column},
     )  # fmt: skip
 
 
 def read_clean(
     settings: DataSettings, notes: list[str]
-) -> tuple[pl.DataFrame, dict[str, int], str]:
+) -> tuple[pl.DataFrame, dict[str, int], DataSettings]:
     """The rows that `settings.data` names (instruction, input and output, String; split and group),
-    without empty and repeated ones; {reason: rows removed}; and the commit of a data set of the
-    hub. Which files were read is told in `notes`. Raises UserError."""
+    without empty and repeated ones; {reason: rows removed}; and the settings with what was found:
+    columns, and the commit of a data set of the hub. Which files were read is told in `notes`.
+    Raises UserError."""
     revision = pin_revision(settings.data, settings.revision)
-    frame = read_source(dataclasses.replace(settings, revision=revision), notes)
+    found = dataclasses.replace(settings, revision=revision)
+    frame = read_source(found, notes)
     removed = {}
     for reason, condition in (
         ("empty instruction", pl.col("instruction") != ""),
@@ -91,7 +96,7 @@ def read_clean(
         kept = frame.filter(condition)
         removed[reason] = len(frame) - len(kept)
         frame = kept
-    return frame, removed, revision
+    return frame, removed, found
 
 
 def with_room(

@@ -52,6 +52,10 @@ class EvaluationSettings:
     """Evaluation"""
 
     data: str = flag("", "rows with answers: whatever instruction_finetuning.py takes as --data")
+    revision: str = flag("", "commit, branch or tag of a data set of the hub; left out, the newest")
+    turns: str = flag(
+        "first", "of conversations: the first answer, or all of them", choices=("first", "all")
+    )
     instruction_column: str = flag(
         "", "column with the instruction; left out, what the run was trained with"
     )
@@ -85,7 +89,7 @@ def main() -> None:
     template, max_length = Template(**recipe.settings["template"]), recipe.settings["max_length"]
 
     notes: list[str] = []
-    rows, removed = read_rows(settings, recipe, template, notes)
+    rows, removed, revision = read_rows(settings, recipe, template, notes)
     dataset = InstructionDataset(
         rows.select("instruction", "input", "output").rows(), template, recipe.encoding, max_length
     )
@@ -110,7 +114,8 @@ def main() -> None:
     results = {
         "task": "instruction",
         "run": str(arguments.run),
-        "data": {"name": name, "rows": len(rows), "removed": removed,
+        "data": {"name": name, "source": settings.data, "revision": revision,
+                 "rows": len(rows), "removed": removed, "notes": notes,
                  "truncated": dataset.truncated, "answered": len(answers)},
         "metrics": metrics,
     }  # fmt: skip
@@ -135,17 +140,20 @@ def main() -> None:
 
 def read_rows(
     settings: EvaluationSettings, recipe: Recipe, template: Template, notes: list[str]
-) -> tuple[pl.DataFrame, dict[str, int]]:
+) -> tuple[pl.DataFrame, dict[str, int], str]:
     """The rows to evaluate on: `row` (its number after cleaning, from 1), `instruction`, `input`
-    and `output`; and {reason: rows removed}. Which files were read is told in `notes`. Raises
-    UserError."""
+    and `output`; {reason: rows removed}; and the commit of a data set of the hub. Which files were
+    read is told in `notes`. Raises UserError."""
     columns = {}
     for column in ("instruction_column", "input_column", "output_column"):
         # built-in data have columns of their own, whatever the run was trained with
         default = getattr(DataSettings(), column)
         of_run = default if settings.data in BUILT_IN else recipe.settings[column]
         columns[column] = getattr(settings, column) or of_run
-    cleaned, removed, _ = read_clean(DataSettings(data=settings.data, **columns), notes)
+    given = DataSettings(
+        data=settings.data, revision=settings.revision, turns=settings.turns, **columns
+    )
+    cleaned, removed, found = read_clean(given, notes)
     if "test" in cleaned["split"]:
         cleaned = cleaned.filter(pl.col("split") == "test")
     cleaned = cleaned.select("instruction", "input", "output")
@@ -154,7 +162,7 @@ def read_rows(
     removed["no room for a response"] = len(cleaned) - len(rows)
     if rows.is_empty():
         raise UserError(f"{settings.data}: no rows with an instruction and an answer are left")
-    return rows, removed
+    return rows, removed, found.revision
 
 
 def prediction_table(rows: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:

@@ -172,8 +172,7 @@ def main() -> None:
         "instruction",
         run.encoding,
         {"template": dataclasses.asdict(template), "max_length": data.max_length,
-         "instruction_column": data.instruction_column, "input_column": data.input_column,
-         "output_column": data.output_column, "trained_on": licences(run.start, [data.data])},
+         **splits.columns, "trained_on": licences(run.start, [data.data])},
     )  # fmt: skip
     with explaining_not_finite(splits.train["instruction"]):
         result = train(

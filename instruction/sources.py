@@ -89,7 +89,8 @@ class DataSettings:
 def read_source(settings: DataSettings, notes: list[str]) -> pl.DataFrame:
     """All rows: `instruction`, `input` and `output` (String, empty where missing), the `split` that
     they came with ("train" where the data has none) and a `group`, which the answers of one
-    conversation share. Which files were read, and how, is told in `notes`.
+    conversation share. Which files were read, and how, is told in `notes`; columns that were found
+    by themselves are put into `settings`.
 
     Raises UserError if the data is missing or is not as the settings say.
     """
@@ -161,6 +162,11 @@ def _read(path: Path, settings: DataSettings, notes: list[str], read: Counter[st
         )
     else:
         columns = find_columns(path, known, columns, notes)
+        settings.instruction_column, settings.input_column = (
+            columns["instruction"],
+            columns["input"],
+        )
+        settings.output_column = columns["output"]
     for column, name in columns.items():
         if name not in known and (column, name) != ("input", "input"):
             hint = "; a file for classification?" if "label" in known else ""

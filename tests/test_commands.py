@@ -1,8 +1,8 @@
 """Every command of README and docs runs.
 
-They run on small stand-ins for data and models, cut short by flags that are appended; what they
-cost in full is for the reader to see, not for a test. The two commands that install are those of
-`.ci/run`.
+They run on small stand-ins for data and models (a small hub's for the hub's), cut short by flags
+that are appended; what they cost in full is for the reader to see, not for a test. The two commands
+that install are those of `.ci/run`.
 """
 
 import io
@@ -12,18 +12,21 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import polars as pl
 import pytest
 import torch
 from conftest import REPOSITORY, SHARED, refused
 from safetensors.torch import save_file
+from small_hub import SmallHub, turn_client_to
 from test_docs import PAGES, README
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from classification.sources import SAMPLE
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config
+from gpt2.support.splits import hub_name
 from gpt2.weights.hugging_face import download_released, to_stored_names
 from instruction.sources import SAMPLE as INSTRUCTIONS
 
@@ -47,6 +50,7 @@ SHORT = {
     "pretraining/pretrain.py": "--max-train 8 --max-validation 2 --max-steps 1 --max-length 32",
     "pretraining/sample.py": "--max-new-tokens 4",
     "instruction/respond.py": "--max-new-tokens 4",
+    "instruction/evaluate.py": "--test-answers 2 --answer-tokens 2",
     "benchmarks/decoding_speed.py": "--new-tokens 4 --repeats 1",
     "benchmarks/scaling.py": "--model mini --models mini --lengths 8 --max-length 8 "
     "--batch-sizes 2 --batch-size 2 --steps 2",
@@ -69,6 +73,75 @@ def use_tiny_mini(folder, monkeypatch):
     monkeypatch.setattr("gpt2.weights.building.MINI_FOLDER", folder)
 
 
+# Which file is which split there, its card alone says.
+ULTRACHAT_CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train_sft
+    path: data/train_sft-*
+  - split: test_sft
+    path: data/test_sft-*
+  - split: train_gen
+    path: data/train_gen-*
+---
+"""
+
+
+def lines_of(rows):
+    return "\n".join(map(json.dumps, rows)).encode()
+
+
+def data_sets():
+    """The data sets of the hub that the pages name, with a few rows in files as they are there."""
+    rows = pl.read_csv(SAMPLE).sample(60, seed=0).to_dicts()
+    reviews = lines_of({"sentence": row["text"], "label": row["label"]} for row in rows)
+    unlabelled = lines_of({"sentence": row["text"], "label": None} for row in rows[:5])
+    asked = json.loads(INSTRUCTIONS.read_text())[:30]
+    dolly = lines_of(
+        {"instruction": row["instruction"], "response": row["output"]} for row in asked
+    )
+    turns = [
+        [
+            {"role": "user", "content": row["instruction"]},
+            {"role": "assistant", "content": row["output"]},
+        ]
+        for row in asked
+    ]
+    chats = [{"messages": chat} for chat in turns]
+    return {
+        "fancyzhx/ag_news": {
+            "data/train-0.jsonl": lines_of(rows[:40]),
+            "data/test-0.jsonl": lines_of(rows[40:]),
+        },
+        "nyu-mll/glue": {
+            "sst2/train-0.jsonl": reviews,
+            "sst2/test-0.jsonl": unlabelled,
+            "mrpc/train-0.jsonl": reviews,
+        },
+        "databricks/databricks-dolly-15k": {"databricks-dolly-15k.jsonl": dolly},
+        "HuggingFaceH4/ultrachat_200k": {
+            "README.md": ULTRACHAT_CARD.encode(),
+            "data/train_sft-0.jsonl": lines_of(chats[:20]),
+            "data/test_sft-0.jsonl": lines_of(chats[20:]),
+            "data/train_gen-0.jsonl": lines_of(chats[:20]),
+        },
+    }
+
+
+@contextmanager
+def hub_of(arguments, monkeypatch):
+    """A small hub with the data set that a command names, and whether it names one."""
+    found = [hub_name(word) for word in arguments]
+    names = [name["repository"] for name in found if name and name["repository"] in data_sets()]
+    if not names:
+        yield False
+        return
+    with SmallHub(names[0], "1" * 40, data_sets()[names[0]]) as own:
+        turn_client_to(own, monkeypatch)
+        yield True
+
+
 @pytest.fixture
 def here(tmp_path):
     """A folder in which every path that the commands name exists, with a few rows each."""
@@ -78,7 +151,11 @@ def here(tmp_path):
     rows = pl.read_csv(SAMPLE).sample(60, seed=0)
     rows = rows.with_columns(split=pl.Series(["train", "train", "test"] * 20))
     rows.write_csv(folder / "mine.csv")
+    rows.select("text", "label").write_csv(folder / "more.csv")
     rows.select("text").write_csv(folder / "unlabelled.csv")
+    rows.select("text").write_csv(folder / "new.csv")
+    rows.select("text").write_ndjson(folder / "new.jsonl")
+    rows.select(title="text", body="text").write_parquet(folder / "new.parquet")
     rows.write_ndjson(folder / "mine.jsonl")
     rows.select(body="text", topic="label").write_csv(folder / "mine.tsv", separator="\t")
     rows.select("label", "text").write_csv(
@@ -107,7 +184,17 @@ def here(tmp_path):
     rows = json.loads(INSTRUCTIONS.read_text())
     own = [{"question": row["instruction"], "answer": row["output"]} for row in rows[:60]]
     (folder / "mine_qa.jsonl").write_text("\n".join(map(json.dumps, own)))
+    faq = pl.DataFrame(own).select(asked="question", told="answer")
+    faq.write_csv(folder / "mine_faq.csv")
+    chats = [
+        [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["answer"]}]
+        for row in own
+    ]
+    chats = [json.dumps({"conversations": chat}) for chat in chats]
+    (folder / "chats.jsonl").write_text("\n".join(chats))
+    (folder / "rows.json").write_text(json.dumps(rows[:4]))
     (folder / "questions.txt").write_text("Say hello.\nName a colour.\n")
+    (folder / "questions.csv").write_text("id,instruction\n01,Say hello.\n02,Name a colour.\n")
     return folder
 
 
@@ -178,6 +265,9 @@ def test_every_command_runs(
         else:
             text = (here / piped).read_bytes() if piped else b""
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
-            done = call_script(script, *arguments, cwd=here, environment=tokens)
+            with hub_of(arguments, monkeypatch) as online:
+                done = call_script(
+                    script, *arguments, cwd=here, environment=tokens, offline=not online
+                )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout

@@ -53,15 +53,18 @@ def test_files_that_are_named_exist(page):
 
 def test_the_file_tree_names_what_is_there():
     tree = re.search(r"^## What is where\n\n```\n(.*?)```", README, re.DOTALL | re.MULTILINE)[1]
+    named = set()
     for line in tree.splitlines():
         if not line.startswith(" "):
             folder = line.split("/")[0] + "/"
         for name in re.findall(r"[\w/]+\.py|\w+/", line[:40]):  # beyond that it is explained
             inside = name if not line.startswith(" ") else folder + name
             assert (REPOSITORY / inside).exists(), inside
+            named.add(inside)
     for room in ("gpt2", "classification", "instruction", "pretraining"):
         for file in (REPOSITORY / room).glob("*.py"):
-            assert file.name in tree or file.name == "__init__.py", file
+            assert f"{room}/{file.name}" in named or file.name == "__init__.py", file
+    assert {"gpt2/mini/", "gpt2/weights/", "gpt2/support/"} <= named
 
 
 def test_readme_is_a_front_door_and_names_every_page():

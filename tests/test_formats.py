@@ -205,6 +205,14 @@ def test_columns_are_found_and_said(tmp_path, instruction, text, output):
     assert f"{path}: {', '.join(names)}" in load(path).notes
 
 
+def test_the_columns_that_were_found_are_those_that_a_run_keeps(tmp_path):
+    """respond.py and evaluate.py read the same columns of other files."""
+    rows = [{"question": f"Say {i}", "answer": f"It is {i}"} for i in range(20)]
+    splits = load(write(tmp_path / "a.jsonl", rows))
+    assert splits.columns["instruction_column"] == "question"
+    assert splits.columns["output_column"] == "answer"
+
+
 def test_named_and_default_columns_are_not_guessed_about(tmp_path):
     row = {"instruction": "i", "output": "o", "prompt": "p", "completion": "c", "messages": []}
     path = write(tmp_path / "a.jsonl", [row | {"instruction": f"i {n}"} for n in range(20)])

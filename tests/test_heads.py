@@ -40,7 +40,7 @@ RECIPE = Recipe("classification", get_encoding("mini"), {"labels": ["bad", "good
                 "max_length": 16, "truncation": "head"})  # fmt: skip
 SCRATCH = ("--model", "scratch", "--n-layer", 1, "--n-head", 1, "--n-embd", 16)
 
-UNKNOWN = "its head cannot be built: gpt2/heads.py has no head 'NarrowHead'"
+UNKNOWN = "its head cannot be built: this checkout's gpt2/heads.py has no head 'NarrowHead'"
 
 # --- as a user does it, in a copy of the repository
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -9,6 +10,7 @@ from conftest import refused
 from small_hub import SmallHub, turn_client_to
 
 from classification.data import describe_splits, load_splits
+from classification.evaluate import EvaluationSettings, read_labelled
 from classification.sources import DataSettings
 from gpt2.support.errors import UserError
 from gpt2.support.hub_datasets import open_dataset
@@ -369,3 +371,13 @@ def test_a_run_records_its_commit_and_goes_on_with_it(serve, call_script, tmp_pa
     assert json.loads((tmp_path / "run/results.json").read_text())["data"] == results["data"]
 
     refused(call_script(TRAIN, "--data", "me/typo", offline=False), "me/typo: no such file", "hub")
+
+
+def test_a_finished_run_is_evaluated_on_a_data_set_of_the_hub(serve):
+    """As training reads it: by its splits, at the newest commit, which the results record."""
+    serve({"train.csv": csv(0, 20), "test.csv": csv(20, 10)})
+    recipe = SimpleNamespace(
+        settings={"labels": ["0", "1"], "text_column": "text", "label_column": "label"}
+    )
+    rows, described = read_labelled(EvaluationSettings(data=NAME), recipe)
+    assert len(rows) == 10 and described["split"] == "test" and described["revision"] == OLD

@@ -165,7 +165,7 @@ def test_a_head_whose_class_is_gone_is_named(tmp_path, monkeypatch):
     loaded, _ = load_checkpoint(tmp_path, "classification")
     assert type(loaded.head) is ColdHead
     monkeypatch.setattr("gpt2.heads._subclasses", lambda cls: [ClassificationHead])
-    with pytest.raises(UserError, match=r"has a ColdHead as its head.*use the code that made it"):
+    with pytest.raises(UserError, match=r"has no head 'ColdHead'.*use the code that made it"):
         load_checkpoint(tmp_path, "classification")
 
 

@@ -29,7 +29,10 @@ def smoothed_loss(model, batch):
 
 def train_with(loss, folder, model, resume=False, **settings):
     """The losses of all steps of a run over 8 rows, one step an epoch."""
-    config = TrainingConfig(batch_size=8, log_every=1, precision="float32", **settings)
+    config = TrainingConfig(
+        **{"batch_size": 8, "log_every": 1, "precision": "float32", "learning_rate": 6e-4}
+        | settings
+    )
     run = RunFolder(folder, resume=resume)
     run.start({"training": config}, "cpu")
     try:

@@ -90,9 +90,14 @@ def parse_flags(
         raise UserError(f"unknown argument '{unknown[0]}'{hint}")
 
     fields = {field.name: field for cls in settings_classes for field in dataclasses.fields(cls)}
-    values = {name: value for name, value in vars(namespace).items() if name in fields}
+    # argparse gives a list where a flag has several values; the dataclasses have tuples.
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(namespace).items()
+        if name in fields
+    }
     for name, value in values.items():
-        for one in value if isinstance(value, list) else [value]:
+        for one in value if isinstance(value, tuple) else [value]:
             _check_bounds(fields[name], one)
     if values.get("resume"):
         values = _settings_to_resume(values, fields)
@@ -135,6 +140,8 @@ def _settings_to_resume(
 
     # What the run's code did not know yet, it did as the default does.
     saved = {name: field.default for name, field in fields.items()} | saved
+    # JSON has no tuples; a flag with several values is one, as it was when the run began.
+    saved = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
     paths = {name for name, field in fields.items() if field.metadata["names"] is not None}
     for name in paths:
         saved[name] = _from_here(saved[name], started_in, fields[name].metadata["names"])
@@ -175,7 +182,7 @@ def _from_here(value: Any, started_in: str, names: Sequence[str]) -> Any:
     """A path, or several, as given in the folder `started_in`: so that it means the same here. What
     is not there (any more) may be here, or a name of the hub: it stays as it is."""
     if isinstance(value, (list, tuple)):
-        return [_from_here(one, started_in, names) for one in value]
+        return tuple(_from_here(one, started_in, names) for one in value)
     path = value.split(":")[0]  # what follows names columns
     elsewhere = Path(started_in).resolve() != Path.cwd()
     if elsewhere and value and value not in names and Path(started_in, path).exists():
