@@ -1,5 +1,6 @@
 """How good is a finished run on other labelled rows?
 
+    python classification/evaluate.py RUN                      # on its own test split
     python classification/evaluate.py RUN --data labelled.csv
     python classification/evaluate.py RUN --data imdb --out evaluations/imdb
 
@@ -26,7 +27,7 @@ import numpy as np
 import polars as pl
 
 from classification.cleaning import clean
-from classification.data import IMDbDataset
+from classification.data import IMDbDataset, load_splits
 from classification.evaluation import classification_metrics, predict_log_probabilities
 from classification.report import close_look, look_closer, metrics_table
 from classification.sources import BUILT_IN, DataSettings, read_source
@@ -42,6 +43,7 @@ from gpt2.support.results_folder import (
     show_results,
     warn_of_training_rows,
 )
+from gpt2.support.run_folder import read_settings
 from gpt2.support.script import run_script
 from gpt2.support.splits import counts_in_words
 
@@ -52,7 +54,7 @@ class EvaluationSettings:
 
     data: str = flag(
         "", "labelled rows: whatever train_gpt.py takes as --data. The test split where the data "
-        "has one, else all rows"
+        "has one, else all rows; left out, the run's own test split"
     )  # fmt: skip
     revision: str = flag("", "commit, branch or tag of a data set of the hub; left out, the newest")
     text_column: str = flag(
@@ -74,14 +76,15 @@ def main() -> None:
         "How good is a finished run on other labelled rows?",
         add_arguments=add_arguments,
     )
-    if not settings.data:
-        raise UserError("--data is missing: name the labelled rows to evaluate the run on")
     check_results_folder(output)
     device = choose_device(on.device)
     model, recipe = load_checkpoint(arguments.run, "classification")
     labels = recipe.settings["labels"]
 
-    rows, description = read_labelled(settings, recipe)
+    if settings.data:
+        rows, description = read_labelled(settings, recipe)
+    else:
+        rows, description = read_own_test_split(arguments.run)
     print_summary(description, rows, labels)
     if description["split"] == "all":
         warn_of_training_rows(arguments.run, settings.data)
@@ -107,6 +110,17 @@ def main() -> None:
     if output.out:
         print(f"{table}\n")
     show_results(output, results, report, prediction_table(rows, labels, log_probabilities))
+
+
+def read_own_test_split(run: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The test split that the run itself has, as in `read_labelled`."""
+    data = read_settings(run, "data", DataSettings)
+    splits = load_splits(data, data.split_seed)
+    rows = splits.test.with_row_index("row", offset=1)
+    return rows, {"name": splits.name, "split": "test", "rows": len(rows),
+                  "labels": splits.labels, "removed": splits.removed, "cleaned": splits.cleaned,
+                  "notes": splits.notes, "source": data.data,
+                  "revision": splits.revision}  # fmt: skip
 
 
 def read_labelled(

@@ -33,6 +33,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from classification.calibration import apply_temperature
 from classification.data import IMDbDataset
 from classification.evaluation import predict_log_probabilities
 from gpt2.checkpoint import Recipe, load_checkpoint
@@ -83,6 +84,10 @@ class PredictSettings:
         False, "print one JSON object a line, with the columns of the table and the probability of "
         "every class"
     )  # fmt: skip
+    raw: bool = flag(
+        False, "the model's own probabilities and likelier class, without the temperature and the "
+        "threshold that were fitted on validation"
+    )  # fmt: skip
     batch_size: int = flag(32, "texts at once; less if memory runs out", at_least=1)
 
 
@@ -93,8 +98,9 @@ def predict(
     batch_size: int = 32,
     precision: str = "auto",
 ) -> Iterator[tuple[str, Answer]]:
-    """Each text, in order, with the probability of each label; None for a text without content.
-    `model` must be in evaluation mode; no more than 4,096 texts are held at once."""
+    """Each text, in order, with the probability of each label, calibrated by the temperature of
+    `recipe`; None for a text without content. `model` must be in evaluation mode; no more than
+    4,096 texts are held at once."""
     labels, max_length = recipe.settings["labels"], recipe.settings["max_length"]
     truncation = recipe.settings["truncation"]
     texts = iter(texts)
@@ -109,6 +115,7 @@ def predict(
             # evaluations: of a model in parts, each process would then keep the whole.)
             with autocast(model.wte.weight.device, precision):
                 found = predict_log_probabilities(model, dataset, batch_size, precision)
+            found = apply_temperature(found, recipe.settings["temperature"])
             for place, row in zip(places, np.exp(found).tolist(), strict=True):
                 answers[place] = dict(zip(labels, row, strict=True))
         yield from zip(chunk, answers, strict=True)
@@ -128,16 +135,19 @@ def main() -> None:
     device = choose_device(on.device)
     model, recipe = load_checkpoint(arguments.run, "classification")
     model.to(device)
+    if settings.raw:
+        recipe.settings |= {"temperature": 1.0, "threshold": None}
+    threshold = recipe.settings["threshold"]
     with _open(settings, arguments.texts) as table:
         columns = _text_columns(settings, recipe, table)
         parts = _answer(model, recipe, table, columns, settings.batch_size, on.precision)
         labels = recipe.settings["labels"]
         if settings.out:
-            _write(parts, table, settings, labels)
+            _write(parts, table, settings, labels, threshold)
         elif settings.json:
-            _print_json(parts, table)
+            _print_json(parts, table, threshold)
         else:
-            _print(parts, labels)
+            _print(parts, labels, threshold)
 
 
 def _check_flags(settings: PredictSettings, texts: list[str]) -> None:
@@ -215,16 +225,28 @@ def _answer(
         row += len(part)
 
 
-def _best(answer: Answer) -> str | None:
-    return max(answer, key=answer.get) if answer else None
+def choose_label(answer: Answer, threshold: float | None) -> str | None:
+    """The likeliest label; with a `threshold`, for two classes, the second one from that
+    probability on."""
+    if answer is None:
+        return None
+    if threshold is None:
+        return max(answer, key=answer.get)
+    first, second = answer
+    return second if answer[second] >= threshold else first
 
 
-def _new_columns(answers: list[Answer], shown: Iterable[str]) -> dict[str, list[Any]]:
+def _new_columns(
+    answers: list[Answer], shown: Iterable[str], threshold: float | None
+) -> dict[str, list[Any]]:
     """The columns that the table gets, of which `shown` are in it: label, probability and those of
     the classes, all in one or one by one."""
+    labels = [choose_label(answer, threshold) for answer in answers]
     new: dict[str, list[Any]] = {
-        "label": [_best(answer) for answer in answers],
-        "probability": [max(answer.values()) if answer else None for answer in answers],
+        "label": labels,
+        "probability": [
+            answer[label] if answer else None for answer, label in zip(answers, labels, strict=True)
+        ],
         "probabilities": answers,
     }
     for name in shown:
@@ -239,6 +261,7 @@ def _write(
     table: Table,
     settings: PredictSettings,
     labels: list[str],
+    threshold: float | None,
 ) -> None:
     """Write the table with its new columns to --out, and say what came of it."""
     out = Path(settings.out)
@@ -255,7 +278,7 @@ def _write(
         tqdm(total=table.rows, unit="row", disable=None, dynamic_ncols=True) as bar,
     ):
         for part, _, answers in parts:
-            new = _new_columns(answers, names)
+            new = _new_columns(answers, names, threshold)
             write(add_columns(part, {names[name]: values for name, values in new.items()}))
             counts.update(new["label"])
             bar.update(len(part))
@@ -265,17 +288,23 @@ def _write(
     print(f"{out}: {sum(counts.values()):,} rows; {', '.join(shown)}")
 
 
-def _print_json(parts: Iterable[tuple[Part, list[str], list[Answer]]], table: Table) -> None:
+def _print_json(
+    parts: Iterable[tuple[Part, list[str], list[Answer]]], table: Table, threshold: float | None
+) -> None:
     check_types(table.name, table.schema, ".jsonl")
     names = new_names(table, ["label", "probability", "probabilities"])
     for part, _, answers in parts:
-        new = _new_columns(answers, names)
+        new = _new_columns(answers, names, threshold)
         labelled = add_columns(part, {names[name]: values for name, values in new.items()})
         for line in json_lines(labelled):
             print(line)
 
 
-def _print(parts: Iterable[tuple[Part, list[str], list[Answer]]], labels: list[str]) -> None:
+def _print(
+    parts: Iterable[tuple[Part, list[str], list[Answer]]],
+    labels: list[str],
+    threshold: float | None,
+) -> None:
     width = max(map(len, [*labels, "label"]))
     print(f"{'label':<{width}}  probability  text")
     for _, texts, answers in parts:
@@ -283,7 +312,7 @@ def _print(parts: Iterable[tuple[Part, list[str], list[Answer]]], labels: list[s
             if answer is None:
                 print(f"{'-':<{width}}  {'-':>11}  (empty)")
             else:
-                label = _best(answer)
+                label = choose_label(answer, threshold)
                 print(f"{label:<{width}}  {answer[label]:>11.1%}  {shorten(text, 80)}")
 
 

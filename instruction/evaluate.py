@@ -36,9 +36,10 @@ from gpt2.support.results_folder import (
     show_results,
     warn_of_training_rows,
 )
+from gpt2.support.run_folder import read_settings
 from gpt2.support.script import run_script
 from gpt2.support.splits import counts_in_words, data_name
-from instruction.data import InstructionDataset, read_clean, with_room
+from instruction.data import InstructionDataset, load_splits, read_clean, with_room
 from instruction.evaluation import Answer, answer_metrics, answer_prompts
 from instruction.report import metrics_table, question, side_by_side
 from instruction.sources import BUILT_IN, DataSettings
@@ -51,7 +52,11 @@ _SHOWN = 20  # answers in the report
 class EvaluationSettings:
     """Evaluation"""
 
-    data: str = flag("", "rows with answers: whatever instruction_finetuning.py takes as --data")
+    data: str = flag(
+        "",
+        "rows with answers: whatever instruction_finetuning.py takes as --data; left out, the "
+        "run's own test split",
+    )
     revision: str = flag("", "commit, branch or tag of a data set of the hub; left out, the newest")
     turns: str = flag(
         "first", "of conversations: the first answer, or all of them", choices=("first", "all")
@@ -80,8 +85,6 @@ def main() -> None:
         "How good is a finished run on other instructions with answers?",
         add_arguments=add_arguments,
     )
-    if not settings.data:
-        raise UserError("--data is missing: name the rows to evaluate the run on")
     check_results_folder(output)
     device = choose_device(on.device)
     model, recipe = load_checkpoint(arguments.run, "instruction")
@@ -89,7 +92,14 @@ def main() -> None:
     template, max_length = Template(**recipe.settings["template"]), recipe.settings["max_length"]
 
     notes: list[str] = []
-    rows, removed, revision = read_rows(settings, recipe, template, notes)
+    if settings.data:
+        rows, removed, revision = read_rows(settings, recipe, template, notes)
+        warn_of_training_rows(arguments.run, settings.data)
+    else:
+        own = read_settings(arguments.run, "data", DataSettings)
+        splits = load_splits(own, template, recipe.encoding, own.split_seed)
+        rows, removed, revision = splits.test, splits.removed, splits.revision
+        rows, settings.data = rows.with_row_index("row", offset=1), own.data
     dataset = InstructionDataset(
         rows.select("instruction", "input", "output").rows(), template, recipe.encoding, max_length
     )
@@ -98,7 +108,6 @@ def main() -> None:
     print(f"  rows removed:   {counts_in_words(removed) or 'none'}")
     for note in notes:
         print(f"  {note}")
-    warn_of_training_rows(arguments.run, settings.data)
     print()
 
     metrics = evaluate_loss(model, dataset, settings.batch_size, on.precision, "loss")

@@ -102,7 +102,6 @@ def test_numbers_with_and_without_a_fraction_are_one_label(tmp_path):
 @pytest.mark.parametrize(
     "flags, parts",
     [
-        ([], ["--data is missing"]),
         (["--data", "nothing.csv"], ["--data nothing.csv", "no such file"]),
         (["--data", "new.csv"], ["does not know the labels 'grim' (2 rows), 'dull' (1 rows)",
                                  "'funny', 'odd', 'sad'"]),
@@ -197,6 +196,7 @@ def test_instructions_are_evaluated(call_script, tmp_path):
     done = call_script(JUDGE, "run", "--data", "sample", *short)
     assert done.returncode == 0, done.stderr
     assert "| perplexity" in done.stdout and "## Answers" in done.stdout
-    refused(call_script(JUDGE, "run"), "--data is missing")
+    own = call_script(JUDGE, "run", "--test-answers", 2, "--answer-tokens", 2)
+    assert own.returncode == 0 and "warning" not in own.stdout, own.stderr
     (tmp_path / "other.jsonl").write_text('{"question": "x", "reply": "y"}\n')
     refused(call_script(JUDGE, "run", "--data", "other.jsonl"), "no field", "about")

@@ -2,21 +2,24 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import refused
+from conftest import REPOSITORY, refused
 
 from classification.calibration import (
     apply_temperature,
     best_threshold,
+    check_threshold,
     expected_calibration_error,
     fit_temperature,
     reliability,
 )
 from classification.evaluation import classification_loss, lopsided_metrics, parse_class_weights
+from classification.predict import choose_label
 from classification.predictions import best_weight, mix, read_predictions
 from gpt2.batching import Batch
 from gpt2.support.errors import UserError
@@ -78,6 +81,17 @@ def test_figures_that_a_large_class_cannot_carry():
     perfect = lopsided_metrics(logs([0.9, 0.1], [0.2, 0.8]), np.array([0, 1]))
     assert set(perfect.values()) == {1.0}
     assert "roc_auc" not in lopsided_metrics(always, np.zeros(10, dtype=int))
+
+
+def test_a_threshold_for_two_classes():
+    answer = {"ham": 0.6, "spam": 0.4}
+    assert choose_label(answer, None) == "ham"
+    assert choose_label(answer, 0.3) == "spam" and choose_label(answer, 0.5) == "ham"
+    assert choose_label(None, 0.3) is None
+    for text, classes in (("0", 2), ("1", 2), ("x", 2), ("0.5", 3), ("f1", 3)):
+        with pytest.raises(UserError, match="--threshold"):
+            check_threshold(text, classes)
+    check_threshold("", 3), check_threshold("f1", 2), check_threshold("0.3", 2)
 
 
 # --- lopsided classes
@@ -157,6 +171,14 @@ def test_predictions_are_kept_and_runs_compared(runs, call_script):
     settings = json.loads((runs / "a-1/best/config.json").read_text())["settings"]
     assert settings["temperature"] == results["calibration"]["temperature"] != 1
 
+    done = call_script("classification/predict.py", "a-1", "a fine film", "--json")
+    calibrated = json.loads(done.stdout)["probabilities"]
+    raw = json.loads(
+        call_script("classification/predict.py", "a-1", "a fine film", "--json", "--raw").stdout
+    )["probabilities"]
+    odds, raw_odds = (math.log(p["positive"] / p["negative"]) for p in (calibrated, raw))
+    assert odds == pytest.approx(raw_odds / settings["temperature"], rel=1e-3)
+
     done = call_script("baselines/compare.py", "a-1", "a-2", "last", "a-1:baseline")
     assert done.returncode == 0, done.stderr
     assert "a-1 and 1 more" in done.stdout and max(map(len, done.stdout.splitlines())) <= 110
@@ -186,3 +208,54 @@ def test_predictions_are_kept_and_runs_compared(runs, call_script):
         (["a-1", "last", "--out", "a-2"], ["--out a-2", "is a run"]),
     ):
         refused(call_script("baselines/compare.py", *arguments), *parts)
+
+
+@pytest.fixture
+def in_process(monkeypatch, call_script, tmp_path):
+    """The runs of a sweep without the processes that it starts, which take seconds each."""
+    started = []
+
+    def run(words, **_):
+        script = words[1].replace(f"{REPOSITORY}/", "")
+        started.append(words[2:])
+        return call_script(script, *words[2:])
+
+    monkeypatch.setattr("baselines.running.subprocess.run", run)
+    return started
+
+
+def test_a_sweep_runs_what_is_missing_and_tests_what_it_chose(tmp_path, call_script, in_process):
+    sweep = ["baselines/sweep.py", "--vary", "pooling=mean,last", "--seeds", 1, 2, "--out", "s"]
+    done = call_script(*sweep, "--", *SHORT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "s/sweep.json").read_text())
+    losses = [np.mean(line["validation"]["loss"]) for line in found["lines"]]
+    assert [line["chosen"] for line in found["lines"]] == [loss == min(losses) for loss in losses]
+    assert len(found["test"]) == 2 and len(in_process) == 4 + 2
+    for line in found["lines"]:
+        for folder in line["folders"]:
+            results = json.loads((tmp_path / folder / "results.json").read_text())
+            assert "test" not in results["after"]  # read by the chosen line alone, and at the end
+            assert (tmp_path / folder / "test").exists() == line["chosen"]
+    # again: nothing runs twice; a run that is gone runs once
+    assert call_script(*sweep, "--", *SHORT).returncode == 0 and len(in_process) == 6
+    shutil.rmtree(tmp_path / "s/pooling=mean/seed-1")
+    assert call_script(*sweep, "--", *SHORT).returncode == 0 and len(in_process) in (7, 8)
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        (["--vary", "pooling"], ["--vary pooling", "NAME=VALUE"]),
+        (["--vary", "pooling=mean,"], ["NAME=VALUE"]),
+        (["--vary", "pooling=mean,max"], ["--vary pooling=mean,max", "max"]),
+        (["--vary", "polling=mean"], ["--polling", "--pooling"]),
+        (["--vary", "seed=1,2"], ["seed is set by the sweep"]),
+        (["--folds", 1], ["--folds 1"]),
+        (["--task", "instruction", "--by", "f1"], ["--by f1"]),
+        (["--", "--out", "x"], ["-- --out"]),
+    ],
+)
+def test_a_sweep_of_bad_values_runs_nothing(call_script, in_process, flags, parts):
+    refused(call_script("baselines/sweep.py", *flags), *parts)
+    assert in_process == []

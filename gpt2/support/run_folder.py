@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import torch
@@ -25,6 +25,8 @@ from gpt2.support.durable import whole_folder, write_file
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag
 from gpt2.support.stopping import catch_signals
+
+T = TypeVar("T")
 
 _LOCK = ".lock"
 
@@ -271,6 +273,20 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         package: importlib.metadata.version(package) for package in packages
     }
+
+
+def read_settings(folder: Path, name: str, cls: type[T]) -> T:
+    """The settings `name` ("data") that the run in `folder` had, as the dataclass `cls`; fields
+    that older code did not know keep their default. Raises UserError if it is not a run."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        saved = config["settings"][name]
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in saved.items() if key in known})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: does not say which data it was trained on ({error!r})"
+        ) from None
 
 
 @functools.cache  # files may change later, but not what this process has imported
