@@ -2,7 +2,7 @@
 
 read_source   a file, a folder or a download  ->  raw rows of each split that there is
 clean         entities, line breaks, white space, empty rows, duplicates; all of it counted
-split         cut validation (and test, where there is none) from what is there
+_split_off    cut validation (and test, where there is none) from what is there
 IMDbDataset   token ids and a class id for each row
 """
 
@@ -200,8 +200,8 @@ def _take_fold(
 
 
 def _keep(frame: pl.DataFrame, rows: int, seed: int) -> pl.DataFrame:
-    """`rows` of the rows, chosen by `seed`, each class in its share: row k of the n rows of a class
-    comes at place k/n."""
+    """`rows` of the rows, chosen by `seed`, each class in its share: row k (from 0) of the n rows
+    of a class is sorted by (k + 0.5) / n."""
     place = (pl.int_range(pl.len()).over("label") + 0.5) / pl.len().over("label")
     return frame.sample(fraction=1, shuffle=True, seed=seed).sort(place, maintain_order=True)[:rows]
 

@@ -97,7 +97,9 @@ def predict_log_probabilities(
 
     found = torch.cat(map_batches(log_probabilities_of, batches, desc))
     log_probabilities = torch.empty_like(found)
-    log_probabilities[[row for rows in batches for row in rows]] = found  # as the rows came
+    log_probabilities[[row for rows in batches for row in rows]] = (
+        found  # back into the order of the rows
+    )
     return log_probabilities.numpy()
 
 

@@ -34,7 +34,7 @@ class TrainingResult:
     seconds: float
     tokens: int  # real tokens, padding left out
     useful_token_share: float  # real tokens among all, padding included
-    peak_memory: int  # bytes, of this process; of a GPU's memory, in tensors
+    peak_memory: int  # bytes: of this process or, on a GPU, of its memory in tensors
     best_step: int
     stopped_early: bool
 
@@ -161,8 +161,9 @@ class Bookkeeping:
             state.logged_loss, state.logged_targets = 0.0, 0
 
     def evaluate_if_due(self) -> bool:
-        """Every --evaluate-every steps and at the end: evaluate on the validation split, and save
-        `last/`, and `best/` if the loss is the lowest so far. Returns whether it was due."""
+        """Before the first step, every --evaluate-every steps and at the end: evaluate on the
+        validation split; but for the first time, save `last/` too, and `best/` if the loss is the
+        lowest so far. Returns whether it was due."""
         state = self.state
         due = self.step % self.evaluate_every == 0 or self.step == self.steps
         if not due or state.evaluated_at == self.step:

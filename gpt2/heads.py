@@ -133,7 +133,8 @@ def pool_last(hidden: Tensor, lengths: Tensor, query: Tensor | None = None) -> T
 
 
 def pool_first(hidden: Tensor, lengths: Tensor, query: Tensor | None = None) -> Tensor:
-    """The first token. In a causal model it has seen nothing but itself: a floor."""
+    """The first token. In a causal model it has seen nothing but itself: a lower bound, for
+    comparison."""
     return hidden[first_tokens(lengths)]
 
 
@@ -173,7 +174,8 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "attention": pool_attention,
 }
 
-# The poolings that look at one token of each row, and at which: the trunk leaves the others early.
+# The poolings that look at one token of each row, and at which: the trunk skips the last MLP for the
+# other tokens.
 _LOOKS_AT = {"last": last_tokens, "first": first_tokens}
 
 

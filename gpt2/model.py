@@ -96,7 +96,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     No padding mask: rows are padded on the right, so every pad that a real token could see stands
     to its right and is hidden already.
     """
-    if in_blocks(q.device, q.dtype, q.size(2)) and q.requires_grad:
+    if in_blocks(q.device, q.dtype, q.size(2)) and q.requires_grad:  # only training is slow there
         return _attention_in_blocks(q, k, v, dropout)
     # A mask together with is_causal is an error or, on some kernels, ignored (PyTorch #103749).
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -158,7 +158,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config, head: nn.Module) -> None:
         """`head`: a gpt2.heads.Head of the same `config`. Raises TypeError if it is none."""
         super().__init__()
-        if not hasattr(head, "looks_at"):  # by what heads have: gpt2/heads.py imports this file
+        if not hasattr(head, "looks_at"):  # importing Head here would be circular
             raise TypeError(
                 f"{type(head).__name__} is no head: make it a subclass of gpt2.heads.Head, whose "
                 "docstring shows how"
@@ -310,7 +310,7 @@ class LayerCache:
 
 
 QUERIES_AT_ONCE = 128  # of the attention below; fewer make the products too small to be fast
-KERNEL_FROM = 768  # tokens: from here on torch's kernel is the faster one, also backwards
+KERNEL_FROM = 768  # tokens of a row from which on torch's kernel is faster in training too
 
 
 def in_blocks(device: torch.device, dtype: torch.dtype, length: int) -> bool:

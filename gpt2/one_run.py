@@ -1,4 +1,4 @@
-"""What the three training scripts do alike: begin a run, build its model, train, end it."""
+"""What the three training scripts do alike: begin a run, build and describe its model, end it."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def default_learning_rate(model: GPT2, train: str, pretrained: bool) -> float:
     """The peak rate where none is given: the less of `model` is trained, the more it takes to get
     anywhere, and the less there is to break. `train` is as in `choose_trainable`; `pretrained`
     tells whether the trunk's weights are."""
-    # A tied head is the embeddings, too: a third of mini's weights, below all others.
+    # With a tied head, `head` and `last:N` train the embeddings too: a third of mini's weights.
     part = "all" if model.head.ties_wte else train
     if pretrained and model.config.n_embd >= SIZES["gpt2"].n_embd:
         return 1e-3 if part == "head" else 5e-5  # the field's usual values, not measured here

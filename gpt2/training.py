@@ -76,10 +76,12 @@ def train(
             # --- 1. forward and backward: the gradient of the *sum* of the losses of all rows
             sums = add_gradients(objective, dataset, rows, config, device)
 
-            # --- 2. from the sum to the mean, and no longer than --clip allows
+            # --- 2. divide by the number of targets, then clip the norm to --clip
             norm = average_and_clip(optimizer, sums.targets, config.clip)
             if not (torch.isfinite(sums.loss) and math.isfinite(norm)):
-                raise NotFinite.in_step(step + 1, sums, norm, rows)  # the weights are still good
+                raise NotFinite.in_step(
+                    step + 1, sums, norm, rows
+                )  # before it gets into the weights
 
             # --- 3. update
             rate = set_learning_rate(optimizer, step, steps, config)
@@ -118,7 +120,7 @@ def add_gradients(
         with sync_gradients(objective, now=number == len(own)):
             with autocast(device, config.precision):
                 loss, targets = objective(batch.to(device))
-            loss = weight * loss  # 1; 0 in the filler of a process that has run out of rows
+            loss = weight * loss  # 1, or 0 for the filler of a process that has no rows left
             loss.backward()
         sums.loss += loss.detach()
         sums.targets += weight * targets
