@@ -174,8 +174,8 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "attention": pool_attention,
 }
 
-# The poolings that look at one token of each row, and at which: the trunk skips the last MLP for the
-# other tokens.
+# The poolings that look at one token of each row, and at which: the trunk skips the last MLP for
+# the other tokens.
 _LOOKS_AT = {"last": last_tokens, "first": first_tokens}
 
 
