@@ -2,7 +2,7 @@
 
     row           its number in the split, from 0
     text, label   as they were read by the models; the label by its name
-    majority, baseline, before, after
+    majority, baseline, zero_shot, before, after, together
                   the probability of each class by each contender: a struct with one field a class
 
 Comparisons, the report's mistakes and anybody's own analysis start from here:
@@ -63,6 +63,8 @@ def gather_predictions(
             "majority": majority_log_probabilities(targets["train"], len(frame)),
             "baseline": bag[split],
         }
+        if split == reported and "zero_shot" in before:
+            found["zero_shot"] = np.array(before["zero_shot"])
         if split == reported and "log_probabilities" in before:  # older runs kept none
             found["before"] = np.array(before["log_probabilities"])
         found["after"] = after[split]

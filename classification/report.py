@@ -29,6 +29,7 @@ def contender_names(results: dict[str, Any]) -> dict[str, str]:
     return {
         "majority": "majority class",
         "baseline": f"{baseline['name']} ({baseline['features']})",
+        "zero_shot": f"{name} zero-shot",
         "before": f"{name} before fine-tuning",
         "after": f"{name} after fine-tuning",
         "together": "both together",

@@ -52,6 +52,7 @@ from classification.predictions import (
 )
 from classification.report import comparison_table, write_report
 from classification.sources import BUILT_IN, DataSettings
+from classification.zero_shot import check_zero_shot, zero_shot_log_probabilities
 from gpt2.batching import Batch, check_batch_size
 from gpt2.checkpoint import Recipe, change_settings, load_weights
 from gpt2.heads import POOLINGS, ClassificationHead, Head
@@ -89,6 +90,13 @@ class ClassificationSettings:
         "count", "what the bag of words counts: count, words; tfidf, weighted words and pairs; nb, "
         "up to triples, the strongest on IMDb", choices=FEATURES,
     )  # fmt: skip
+    zero_shot: str = flag(
+        "", "a row for what the language model knows without fine-tuning: a text around {text}, "
+        'after which the likelier of --label-words is its answer: "{text} In short, it was"',
+    )  # fmt: skip
+    label_words: tuple[str, ...] = flag(
+        (), "for --zero-shot a word or two for each class, in the order of the labels: bad good"
+    )
     class_weights: str = flag(
         "none", "how much the loss of a row counts: none, all the same; balanced, rare classes as "
         "much as common ones; or NAME=WEIGHT,NAME=WEIGHT; the bag of words gets the same",
@@ -126,6 +134,7 @@ def main() -> None:
     data.revision = splits.revision  # recorded, so that a resumed run reads the same rows
     check_batch_size(data.data, len(splits.train), config.batch_size)
     check_threshold(head.threshold, len(splits.labels))
+    check_zero_shot(head.zero_shot, head.label_words, splits.labels)
 
     # ---- chapter 2: model
     def make_head(gpt2_config: GPT2Config) -> Head:
@@ -163,7 +172,14 @@ def main() -> None:
     def look_before() -> dict[str, Any]:
         found = log_probabilities(head.report_on, f"{head.report_on} split, before")
         metrics = classification_metrics(found, targets[head.report_on])
-        return {"origin": origin, head.report_on: metrics, "log_probabilities": found.tolist()}
+        kept = {"origin": origin, head.report_on: metrics, "log_probabilities": found.tolist()}
+        if head.zero_shot:
+            texts = dict(splits.items())[head.report_on]["text"]
+            kept["zero_shot"] = zero_shot_log_probabilities(
+                model, run.encoding, texts, head.zero_shot, head.label_words, config.rows_at_once,
+                config.precision, f"{head.report_on} split, zero-shot",
+            ).tolist()  # fmt: skip
+        return kept
 
     def evaluate() -> dict[str, float]:
         return classification_metrics(log_probabilities("validation"), targets["validation"])
