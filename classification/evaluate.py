@@ -166,6 +166,8 @@ def read_labelled(
     unknown = rows.filter(~pl.col("label").is_in(labels))["label"].value_counts(sort=True)
     if len(unknown):
         named = ", ".join(f"'{label}' ({count:,} rows)" for label, count in unknown.rows()[:8])
+        if len(unknown) > 8:
+            named += f" and {len(unknown) - 8} more"
         known = ", ".join(f"'{label}'" for label in labels)
         raise UserError(
             f"{settings.data}: the model does not know the labels {named}; it knows {known}. "

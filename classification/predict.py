@@ -140,6 +140,8 @@ def main() -> None:
     threshold = recipe.settings["threshold"]
     with _open(settings, arguments.texts) as table:
         columns = _text_columns(settings, recipe, table)
+        if settings.file and is_table(Path(settings.file)):
+            _check_texts(table, columns)
         parts = _answer(model, recipe, table, columns, settings.batch_size, on.precision)
         labels = recipe.settings["labels"]
         if settings.out:
@@ -210,6 +212,15 @@ def _text_columns(settings: PredictSettings, recipe: Recipe, table: Table) -> li
     whose = "--text-column" if settings.text_column else "the run's --text-column; give another"
     require_columns(table, columns, whose)
     return columns
+
+
+def _check_texts(table: Table, columns: list[str]) -> None:
+    """Raises UserError, before any work, for a row whose text is none."""
+    row = 1
+    for part in table.parts():
+        for column in columns:
+            texts_of(table, part, column, row)
+        row += len(part)
 
 
 def _answer(

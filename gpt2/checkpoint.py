@@ -51,7 +51,7 @@ SETTINGS = {
     ),
     "instruction": (
         "template", "max_length", "instruction_column", "input_column", "output_column",
-        "trained_on",
+        "turns", "trained_on",
     ),
     "pretraining": ("max_length", "trained_on"),
 }  # fmt: skip
@@ -64,6 +64,7 @@ _OLDER = {
     "instruction_column": "instruction",
     "input_column": "input",
     "output_column": "output",
+    "turns": "first",
     "trained_on": [],
     "temperature": 1.0,
     "threshold": None,

@@ -59,7 +59,9 @@ class EvaluationSettings:
     )
     revision: str = flag("", "commit, branch or tag of a data set of the hub; left out, the newest")
     turns: str = flag(
-        "first", "of conversations: the first answer, or all of them", choices=("first", "all")
+        "",
+        "of conversations: the first answer, or all of them; left out, what the run learnt",
+        choices=("first", "all"),
     )
     instruction_column: str = flag(
         "", "column with the instruction; left out, what the run was trained with"
@@ -93,8 +95,9 @@ def main() -> None:
 
     notes: list[str] = []
     if settings.data:
-        rows, removed, revision = read_rows(settings, recipe, template, notes)
-        warn_of_training_rows(arguments.run, settings.data)
+        rows, removed, revision, split = read_rows(settings, recipe, template, notes)
+        if split == "all":
+            warn_of_training_rows(arguments.run, settings.data)
     else:
         own = read_settings(arguments.run, "data", DataSettings)
         splits = load_splits(own, template, recipe.encoding, own.split_seed)
@@ -149,10 +152,10 @@ def main() -> None:
 
 def read_rows(
     settings: EvaluationSettings, recipe: Recipe, template: Template, notes: list[str]
-) -> tuple[pl.DataFrame, dict[str, int], str]:
+) -> tuple[pl.DataFrame, dict[str, int], str, str]:
     """The rows to evaluate on: `row` (its number after cleaning, from 1), `instruction`, `input`
-    and `output`; {reason: rows removed}; and the commit of a data set of the hub. Which files were
-    read is told in `notes`. Raises UserError."""
+    and `output`; {reason: rows removed}; the commit of a data set of the hub; and "test", or "all"
+    if the data has no test split. Which files were read is told in `notes`. Raises UserError."""
     columns = {}
     for column in ("instruction_column", "input_column", "output_column"):
         # built-in data have columns of their own, whatever the run was trained with
@@ -160,10 +163,14 @@ def read_rows(
         of_run = default if settings.data in BUILT_IN else recipe.settings[column]
         columns[column] = getattr(settings, column) or of_run
     given = DataSettings(
-        data=settings.data, revision=settings.revision, turns=settings.turns, **columns
+        data=settings.data,
+        revision=settings.revision,
+        turns=settings.turns or recipe.settings["turns"],
+        **columns,
     )
     cleaned, removed, found = read_clean(given, notes)
-    if "test" in cleaned["split"]:
+    split = "test" if "test" in cleaned["split"] else "all"
+    if split == "test":
         cleaned = cleaned.filter(pl.col("split") == "test")
     cleaned = cleaned.select("instruction", "input", "output")
     cleaned = cleaned.with_row_index("row", offset=1)
@@ -171,7 +178,7 @@ def read_rows(
     removed["no room for a response"] = len(cleaned) - len(rows)
     if rows.is_empty():
         raise UserError(f"{settings.data}: no rows with an instruction and an answer are left")
-    return rows, removed, found.revision
+    return rows, removed, found.revision, split
 
 
 def prediction_table(rows: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from gpt2.support.files import is_table, read_rows, table_suffix
 from gpt2.support.flags import flag
 from gpt2.support.hub import download_dataset
 from gpt2.support.hub_datasets import open_dataset
-from gpt2.support.splits import counts_in_words, hub_name
+from gpt2.support.splits import SPLIT_NAMES, counts_in_words, hub_name
 from instruction.formats import COLUMNS, conversation_rows, find_columns, find_conversations
 
 SAMPLE = Path(__file__).parent / "sample_instructions.json"
@@ -133,6 +133,13 @@ def _find(data: str, revision: str, notes: list[str]) -> dict[str, list[Path]]:
         for file in [*path.glob("*"), *path.glob("data/*")]
         if is_table(file) and table_suffix(file) != ".txt"
     )
+    files: dict[str, list[Path]] = {}
+    for file in tables:  # a file a split, as write_splits.py writes them
+        files.setdefault(SPLIT_NAMES.get(re.split(r"[-_.]", file.name.lower())[0], ""), []).append(
+            file
+        )
+    if "train" in files and "" not in files:
+        return files
     if len({re.sub(r"-\d+-of-\d+.*", "", file.name) for file in tables}) != 1:
         saved = [folder for folder in sorted(path.glob("*")) if saved_files(folder)]
         names = ", ".join(file.name for file in (tables or saved)[:5]) or "none"

@@ -78,10 +78,11 @@ def call(run, name, *arguments):
 warnings.simplefilter("ignore", RuntimeWarning)  # runpy's: a module that is imported already
 copy, tiny, *texts = sys.argv[1:]
 tiny = *tiny.split(), "--max-steps", "1"
+raw = ["--json", "--raw", "--precision", "float32"]
 train, predict = (f"{copy}/classification/{name}.py" for name in ("train_gpt", "predict"))
 print(json.dumps({
     "resume": call(runpy.run_path, train, "--resume", "run", "--max-steps", "3"),
-    "predict": call(runpy.run_path, predict, "run", "--json", "--precision", "float32", *texts),
+    "predict": call(runpy.run_path, predict, "run", *raw, *texts),
     "export": call(runpy.run_module, "gpt2.weights.export", "run", "exported"),
     "train --export": call(runpy.run_path, train, *tiny, "--export", "exported"),
     "go on": call(runpy.run_path, train, *tiny, "--model", "run", "--out", "on"),

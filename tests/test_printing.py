@@ -127,8 +127,9 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(call_script, tmp_path, monk
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # an import of it fails
     done = call_script(TRAIN, *TINY, "--out", "run")
     assert done.returncode == 0, done.stderr
-    (warning,) = [line for line in done.stdout.splitlines() if line.startswith("warning:")]
-    assert "curves.png is left out: ModuleNotFoundError" in warning
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning:")]
+    for warning, name in zip(warnings, ("curves.png", "reliability.png"), strict=True):
+        assert f"{name} is left out: ModuleNotFoundError" in warning
     assert "after fine-tuning" in done.stdout
     assert {"results.json", "report.md"} <= set(os.listdir(tmp_path / "run"))
     assert not (tmp_path / "run/curves.png").exists()

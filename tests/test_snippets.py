@@ -71,11 +71,8 @@ def test_a_size_with_a_head_a_loss_and_positions(tmp_path, monkeypatch, call_scr
     make_head = lambda config, classes, pooling: heads["TwoLayerHead"](config, classes)  # noqa: E731
     monkeypatch.setattr(train_gpt, "ClassificationHead", make_head)
     used = []
-    monkeypatch.setattr(
-        train_gpt,
-        "classification_loss",
-        lambda *given: used.append(1) or losses["smoothed_loss"](*given),
-    )
+    focal_loss = lambda *given: used.append(1) or losses["focal_loss"](*given)  # noqa: E731
+    monkeypatch.setattr(train_gpt, "make_loss", lambda *settings: focal_loss)
     initialise = GPT2.__init__
 
     def with_sinusoids(self, config, head):

@@ -134,7 +134,10 @@ def _settings_to_resume(
         script = os.path.basename(config["command"][0])
         started_in = [config, *config.get("resumed", [])][-1].get("folder", "")  # "" in older runs
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"--resume {folder}: {file} is not a run's ({error!r})") from None
+        raise UserError(
+            f"--resume {folder}: {file} is not a run's ({error!r}); name the run folder, not what "
+            "is in it"
+        ) from None
     if script != os.path.basename(sys.argv[0]):
         raise UserError(f"--resume {folder}: is a run of {script}; resume it with that script")
 
