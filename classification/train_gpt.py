@@ -254,7 +254,7 @@ def make_recipe(
         "threshold": None,
         "text_column": data.text_column,
         "label_column": data.label_column,
-        "trained_on": licences(run.start, [data.data]),
+        "trained_on": licences(run.start, [data.data], data.revision),
     }
     return Recipe("classification", run.encoding, settings)
 

@@ -172,7 +172,8 @@ def main() -> None:
         "instruction",
         run.encoding,
         {"template": dataclasses.asdict(template), "max_length": data.max_length,
-         **splits.columns, "turns": data.turns, "trained_on": licences(run.start, [data.data])},
+         **splits.columns, "turns": data.turns,
+         "trained_on": licences(run.start, [data.data], data.revision)},
     )  # fmt: skip
     with explaining_not_finite(splits.train["instruction"]):
         result = train(

@@ -14,6 +14,8 @@ from classification.evaluate import EvaluationSettings, read_labelled
 from classification.sources import DataSettings
 from gpt2.support.errors import UserError
 from gpt2.support.hub_datasets import open_dataset
+from gpt2.weights.building import ModelSettings
+from gpt2.weights.licences import licences
 
 TRAIN = "classification/train_gpt.py"
 NAME = "me/jokes"
@@ -381,3 +383,9 @@ def test_a_finished_run_is_evaluated_on_a_data_set_of_the_hub(serve):
     )
     rows, described = read_labelled(EvaluationSettings(data=NAME), recipe)
     assert len(rows) == 10 and described["split"] == "test" and described["revision"] == OLD
+
+
+def test_a_model_carries_the_licence_that_the_card_names(serve):
+    serve({"README.md": CARD.encode(), "plain/train-0.parquet": parquet(0, 20)})
+    (line,) = licences(ModelSettings("mini", "random"), [f"{NAME}:plain"], OLD)
+    assert line == f"{NAME} of the hub, commit {OLD[:12]}: mit"

@@ -198,3 +198,14 @@ def test_the_real_alpaca():
         assert answer.endswith("<|endoftext|>") and len(tokens) <= 512
         if len(tokens) < 512:
             assert answer == output + "<|endoftext|>"
+
+
+def test_splits_in_a_file_each_are_read_as_they_were_written(tmp_path):
+    """As write_splits.py leaves them."""
+    settings = DataSettings()
+    written = load_splits(settings, Template(), get_encoding("mini"), 1)
+    for split, frame in written.items():
+        frame.write_ndjson(tmp_path / f"{split}.jsonl")
+    read = load_splits(DataSettings(data=str(tmp_path)), Template(), get_encoding("mini"), 2)
+    for (_, one), (_, other) in zip(written.items(), read.items(), strict=True):
+        assert sorted(one.rows()) == sorted(other.rows())

@@ -62,6 +62,16 @@ def pin_revision(data: str, revision: str) -> str:
         raise UserError(f"--data {data}: no such file or folder here, and {error}") from None
 
 
+def licence_of_dataset(data: str, commit: str) -> str:
+    """A line on the data set of the hub that `data` names: its name, its commit, and the licence
+    that its card names."""
+    repository = hub_name(data)["repository"]
+    _, sizes = list_dataset(repository, commit)
+    card = _read_card(repository, commit, []) if "README.md" in sizes else {}
+    licence = card.get("license") or "its card names no licence"
+    return f"{repository} of the hub, commit {commit[:12]}: {licence}"
+
+
 def open_dataset(data: str, commit: str, notes: list[str]) -> HubDataset:
     """The data set of the hub that `data` names, at `commit`, downloaded or from the cache. Which
     tables are taken and what is not is told in `notes`.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from gpt2.support.hub_datasets import licence_of_dataset
+from gpt2.support.splits import hub_name
 from gpt2.weights.building import ModelSettings, find_model_folder, initial_weights
 from gpt2.weights.hugging_face import RELEASED
 
@@ -14,10 +16,11 @@ _IMDB = (
 _ALPACA = "Alpaca (Taori et al. 2023): CC BY-NC 4.0, no commercial use"
 
 
-def licences(start: ModelSettings, data: list[str]) -> list[str]:
+def licences(start: ModelSettings, data: list[str], revision: str = "") -> list[str]:
     """A line on each thing that the weights have learnt from, for the card of an exported model.
-    `start` is what the model is built from, `data` what --data names."""
-    lines = [*_of_weights(start), *map(_of_data, data)]
+    `start` is what the model is built from, `data` what --data names, `revision` the commit of a
+    data set of the hub."""
+    lines = [*_of_weights(start), *(_of_data(name, revision) for name in data)]
     return list(dict.fromkeys(lines))  # a resumed run starts from weights that know its data
 
 
@@ -36,8 +39,11 @@ def _of_weights(start: ModelSettings) -> list[str]:
     return description["settings"].get("trained_on") or unknown
 
 
-def _of_data(data: str) -> str:
-    """By the name alone: a copy of a known data set has its licence as well."""
+def _of_data(data: str, revision: str) -> str:
+    """Of the hub, what the card says; else by the name alone: a copy of a known data set has its
+    licence as well."""
+    if hub_name(data):
+        return licence_of_dataset(data, revision)
     name = Path(data).resolve().name
     if data == "sample":
         return "the built-in sample of gpt2-finetuning: MIT"
