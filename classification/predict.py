@@ -23,6 +23,7 @@ if __name__ == "__main__":  # the code that lies here runs, whatever else is ins
 
 import argparse
 import collections
+import io
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,7 +41,7 @@ from gpt2.checkpoint import Recipe, load_checkpoint
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, autocast, choose_device
 from gpt2.support.errors import UserError
-from gpt2.support.files import clean_text
+from gpt2.support.files import COMPRESSIONS, clean_text, read_text
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
 from gpt2.support.streaming import (
@@ -183,7 +184,12 @@ def _open(settings: PredictSettings, texts: list[str]) -> Iterator[Table]:
         yield table
         return
     if settings.file:
-        source = open(file, encoding="utf-8-sig", newline="\n")
+        packed = file.suffix.lower() in COMPRESSIONS
+        source = (
+            io.StringIO(read_text(file), newline="\n")
+            if packed
+            else open(file, encoding="utf-8-sig", newline="\n")
+        )
     else:
         if not texts:
             if sys.stdin.isatty():

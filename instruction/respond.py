@@ -38,7 +38,7 @@ from gpt2.generation import PromptTooLong, SamplingSettings, stream_text
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
-from gpt2.support.files import decode_utf8, read_utf8
+from gpt2.support.files import COMPRESSIONS, decode_utf8, read_text, read_utf8
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
 from gpt2.support.streaming import (
@@ -113,7 +113,8 @@ def read_questions(settings: RespondSettings, recipe: Recipe) -> Questions:
     if not settings.file:
         name, text = "standard input", decode_utf8("standard input", sys.stdin.buffer.read())
     elif not is_table(path):
-        name, text = settings.file, read_utf8(path)
+        read = read_text if path.suffix.lower() in COMPRESSIONS else read_utf8
+        name, text = settings.file, read(path)
     else:
         table = open_table(path)
         for note in table.notes:

@@ -278,6 +278,16 @@ def test_other_tables_are_read_as_training_reads_them(call_script, run, tmp_path
     assert found.count(found[0]) == 4 and [row["body"] for row in found[0]] == ["b", "d"]
 
 
+def test_compressed_lines_are_lines(call_script, run, tmp_path):
+    import gzip
+
+    (tmp_path / "lines.txt.gz").write_bytes(gzip.compress("a fine film\nn\u00e9 pas\n".encode()))
+    done = call_script(PREDICT, run, "--file", "lines.txt.gz", "--json")
+    assert done.returncode == 0, done.stderr
+    texts = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+    assert texts == ["a fine film", "n\u00e9 pas"]
+
+
 def test_a_run_without_saved_columns_reads_text(call_script, run, tmp_path):
     best = tmp_path / "old/best"
     model, recipe = load_checkpoint(run, "classification")

@@ -35,7 +35,7 @@ TABLE_SUFFIXES = (
     ".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow",
 )  # fmt: skip
 _DELIMITED, _JSON = ("", ".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson")
-_COMPRESSIONS = (".gz", ".xz", ".bz2", ".zip")
+COMPRESSIONS = (".gz", ".xz", ".bz2", ".zip")
 # The first bytes of what was compressed, whatever its name says.
 _DECOMPRESS: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress, b"\xfd7zXZ\0": lzma.decompress, b"BZh": bz2.decompress,
@@ -91,7 +91,7 @@ def table_suffix(path: Path) -> str:
     >>> table_suffix(Path("train.CSV.gz")), table_suffix(Path("train.jsonl"))
     ('.csv', '.jsonl')
     """
-    name = path.with_suffix("") if path.suffix.lower() in _COMPRESSIONS else path
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
     return name.suffix.lower()
 
 
@@ -214,7 +214,7 @@ def uncompressed(path: Path) -> tuple[str, bytes | None]:
     if suffix not in ("", *TABLE_SUFFIXES):
         raise UserError(
             f"{path}: cannot read '{suffix}' files; use {', '.join(TABLE_SUFFIXES)}, or one of "
-            f"these as {', '.join(_COMPRESSIONS)}"
+            f"these as {', '.join(COMPRESSIONS)}"
         )
     if content == b"":
         raise UserError(f"{path}: the file is empty")
