@@ -120,32 +120,32 @@ SETTINGS = [DataSettings, ModelSettings, ClassificationSettings, TrainingConfig,
 
 
 def main() -> None:
-    data, model_settings, head, config, run_settings = parse_flags(
+    data, model_settings, task, config, run_settings = parse_flags(
         SETTINGS,
         "Fine-tune GPT-2 to classify texts, and compare it with a bag of words.",
     )
     name = f"classification-{data_name(data.data, BUILT_IN)}"
     run = begin(name, model_settings, config, run_settings)
-    check_max_length(head.max_length, run.config)
-    head.pooling = choose_pooling(run.start, head.pooling)
+    check_max_length(task.max_length, run.config)
+    task.pooling = choose_pooling(run.start, task.pooling)
 
     # ---- chapter 1: data
     splits = load_splits(data, data.split_seed)
     data.revision = splits.revision  # recorded, so that a resumed run reads the same rows
     check_batch_size(data.data, len(splits.train), config.batch_size)
-    check_threshold(head.threshold, len(splits.labels))
-    check_zero_shot(head.zero_shot, head.label_words, splits.labels)
+    check_threshold(task.threshold, len(splits.labels))
+    check_zero_shot(task.zero_shot, task.label_words, splits.labels)
 
     # ---- chapter 2: model
     def make_head(gpt2_config: GPT2Config) -> Head:
-        return ClassificationHead(gpt2_config, len(splits.labels), head.pooling)  # or one of yours
+        return ClassificationHead(gpt2_config, len(splits.labels), task.pooling)  # or one of yours
 
     model, origin = run.build_model(make_head, splits.labels)
 
     # ---- chapter 3: tokens
     datasets = {
         split: IMDbDataset(
-            frame["text"], frame["label"], run.encoding, head.max_length, head.truncation
+            frame["text"], frame["label"], run.encoding, task.max_length, task.truncation
         )
         for split, frame in splits.items()
     }
@@ -153,10 +153,10 @@ def main() -> None:
 
     # The baseline of chapter 6 comes first: it takes seconds.
     counts = np.bincount(splits.train["label"].to_numpy(), minlength=len(splits.labels))
-    weights = parse_class_weights(head.class_weights, splits.labels, counts)
-    measured = splits.only("train", "validation", head.report_on)
-    baseline, bag = on_rank_0(lambda: measure_baseline(measured, head.features, weights))
-    settings = {"data": data, "model": model_settings, "head": head, "training": config,
+    weights = parse_class_weights(task.class_weights, splits.labels, counts)
+    measured = splits.only("train", "validation", task.report_on)
+    baseline, bag = on_rank_0(lambda: measure_baseline(measured, task.features, weights))
+    settings = {"data": data, "model": model_settings, "head": task, "training": config,
                 "run": run_settings}  # fmt: skip
     run.start_writing(model, origin, settings)
 
@@ -170,14 +170,14 @@ def main() -> None:
         )  # fmt: skip
 
     def look_before() -> dict[str, Any]:
-        found = log_probabilities(head.report_on, f"{head.report_on} split, before")
-        metrics = classification_metrics(found, targets[head.report_on])
-        kept = {"origin": origin, head.report_on: metrics, "log_probabilities": found.tolist()}
-        if head.zero_shot:
-            texts = dict(splits.items())[head.report_on]["text"]
+        found = log_probabilities(task.report_on, f"{task.report_on} split, before")
+        metrics = classification_metrics(found, targets[task.report_on])
+        kept = {"origin": origin, task.report_on: metrics, "log_probabilities": found.tolist()}
+        if task.zero_shot:
+            texts = dict(splits.items())[task.report_on]["text"]
             kept["zero_shot"] = zero_shot_log_probabilities(
-                model, run.encoding, texts, head.zero_shot, head.label_words, config.rows_at_once,
-                config.precision, f"{head.report_on} split, zero-shot",
+                model, run.encoding, texts, task.zero_shot, task.label_words, config.rows_at_once,
+                config.precision, f"{task.report_on} split, zero-shot",
             ).tolist()  # fmt: skip
         return kept
 
@@ -188,8 +188,8 @@ def main() -> None:
     before = run.measure_before(look_before, splits.items())
     with explaining_not_finite(splits.train["text"]):
         result = train(
-            model, datasets["train"], make_loss(head, weights, run.device), evaluate, config,
-            run_settings.seed, run.folder, make_recipe(run, splits.labels, head, data),
+            model, datasets["train"], make_loss(task, weights, run.device), evaluate, config,
+            run_settings.seed, run.folder, make_recipe(run, splits.labels, task, data),
         )  # fmt: skip
 
     # ---- chapter 5: evaluation of the weights that did best on validation
@@ -198,31 +198,31 @@ def main() -> None:
     model.eval()
     after = {
         split: log_probabilities(split, f"{split} split, after")
-        for split in ("validation", head.report_on)
+        for split in ("validation", task.report_on)
     }
-    calibration = calibrate(after, targets, head.report_on, head.threshold)
+    calibration = calibrate(after, targets, task.report_on, task.threshold)
     change_settings(best, {name: calibration[name] for name in ("temperature", "threshold")})
 
     # ---- chapter 6: comparison
     if rank() > 0:
         return
-    predictions, weight = gather_predictions(splits, head.report_on, bag, before, after)
+    predictions, weight = gather_predictions(splits, task.report_on, bag, before, after)
     example = short_text(splits.validation["text"])
     results = {
         "task": "classification",
-        "data": describe_splits(splits) | {"example": example, "reported": head.report_on},
+        "data": describe_splits(splits) | {"example": example, "reported": task.report_on},
         "model": run.describe_model(model, before["origin"])
-        | {"max_length": head.max_length, "truncation": head.truncation},
-        **measure_contenders(predictions, head.report_on),
+        | {"max_length": task.max_length, "truncation": task.truncation},
+        **measure_contenders(predictions, task.report_on),
         "calibration": calibration,
         "training": run.describe_training(result),
     }
     results["baseline"] |= baseline
-    results["together"] |= describe_together(predictions[head.report_on], weight)
-    results["evidence"] = weigh_evidence(predictions[head.report_on])
+    results["together"] |= describe_together(predictions[task.report_on], weight)
+    results["evidence"] = weigh_evidence(predictions[task.report_on])
     for split, kept in predictions.items():
         write_predictions(run.folder.folder, kept, split)
-    write_report(run.folder, results, predictions[head.report_on])
+    write_report(run.folder, results, predictions[task.report_on])
     predict = f"python {beside(__file__, 'predict.py')} {shlex.quote(str(run.folder.folder))}"
     run.end(
         comparison_table(results),
@@ -232,24 +232,24 @@ def main() -> None:
 
 
 def make_loss(
-    head: ClassificationSettings, weights: np.ndarray | None, device: torch.device
+    task: ClassificationSettings, weights: np.ndarray | None, device: torch.device
 ) -> Callable[[nn.Module, Batch], tuple[Tensor, int | Tensor]]:
     """The loss that the loop is given: cross-entropy, as --class-weights and --label-smoothing
     ask. One of your own takes (model, batch) and returns the sum over the rows, and how many."""
     class_weights = None if weights is None else torch.from_numpy(weights).to(device)
     return partial(
-        classification_loss, class_weights=class_weights, label_smoothing=head.label_smoothing
+        classification_loss, class_weights=class_weights, label_smoothing=task.label_smoothing
     )
 
 
 def make_recipe(
-    run: OneRun, labels: list[str], head: ClassificationSettings, data: DataSettings
+    run: OneRun, labels: list[str], task: ClassificationSettings, data: DataSettings
 ) -> Recipe:
     """What prediction needs beside the weights."""
     settings = {
         "labels": labels,
-        "max_length": head.max_length,
-        "truncation": head.truncation,
+        "max_length": task.max_length,
+        "truncation": task.truncation,
         "temperature": 1.0,  # fitted on validation after training
         "threshold": None,
         "text_column": data.text_column,
