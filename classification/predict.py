@@ -41,7 +41,7 @@ from gpt2.checkpoint import Recipe, load_checkpoint
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, autocast, choose_device
 from gpt2.support.errors import UserError
-from gpt2.support.files import COMPRESSIONS, clean_text, read_text
+from gpt2.support.files import COMPRESSIONS, clean_text, read_text, table_suffix
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
 from gpt2.support.streaming import (
@@ -142,7 +142,11 @@ def main() -> None:
     with _open(settings, arguments.texts) as table:
         columns = _text_columns(settings, recipe, table)
         if settings.file and is_table(Path(settings.file)):
-            _check_texts(table, columns)
+            if table_suffix(Path(settings.file)) not in (
+                ".csv",
+                ".tsv",
+            ):  # there all cells are text
+                _check_texts(table, columns)
         parts = _answer(model, recipe, table, columns, settings.batch_size, on.precision)
         labels = recipe.settings["labels"]
         if settings.out:

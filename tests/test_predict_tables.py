@@ -278,6 +278,15 @@ def test_other_tables_are_read_as_training_reads_them(call_script, run, tmp_path
     assert found.count(found[0]) == 4 and [row["body"] for row in found[0]] == ["b", "d"]
 
 
+def test_a_mistake_in_the_last_row_is_found_before_any_work(call_script, run, tmp_path):
+    rows = [{"title": f"a {n}", "body": "b"} for n in range(4_500)]  # more than one part
+    rows.append({"title": ["no text"], "body": "b"})
+    (tmp_path / "late.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = call_script(PREDICT, run, "--file", "late.jsonl", "--json")
+    refused(done, "row 4501", "title")
+    assert done.stdout == ""
+
+
 def test_compressed_lines_are_lines(call_script, run, tmp_path):
     import gzip
 
