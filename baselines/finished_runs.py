@@ -16,8 +16,8 @@ from gpt2.support.intervals import bootstrap_groups
 from instruction.predictions import read_row_losses
 
 # Settings in which runs of the same experiment may differ: where they wrote, and their seed.
-_INCIDENTAL = ("out", "overwrite", "resume", "export", "seed", "device", "save_every", "log_every",
-               "micro_batch_size", "micro_batch_tokens")  # fmt: skip
+_INCIDENTAL = ("out", "overwrite", "resume", "export", "seed", "device", "track", "save_every",
+               "log_every", "micro_batch_size", "micro_batch_tokens")  # fmt: skip
 
 
 @dataclass

@@ -22,6 +22,7 @@ from gpt2.support.device import arithmetic, choose_device
 from gpt2.support.distributed import check_alike, init_processes, to_device
 from gpt2.support.errors import UserError
 from gpt2.support.run_folder import RunFolder, RunSettings
+from gpt2.support.tracking import check_tracker
 from gpt2.weights.building import (
     ModelSettings,
     build_model,
@@ -125,6 +126,7 @@ class OneRun:
         if self.settings.export:
             export(self.folder.folder, Path(self.settings.export))
         print(f"\nnext, {following}")
+        self.folder.finish_tracking()
 
 
 def begin(
@@ -133,6 +135,7 @@ def begin(
     """Meet the other processes, choose device and run folder, runs/`name`-MODEL if none is given,
     and read the shape of the model. Raises UserError, before any work, if the flags ask for what
     cannot be done."""
+    check_tracker(settings.track)
     device = init_processes(choose_device(settings.device))
     if device.type == "mps" and training.activation_checkpointing and model.dropout:
         raise UserError(

@@ -163,7 +163,7 @@ def main() -> None:
         return found | {reported: metrics, "losses": losses.tolist(), "targets": targets.tolist()}
 
     def evaluate() -> dict[str, float]:
-        answering.show(shown)
+        run.folder.keep_samples(answering.show(shown))
         return validation_loss()
 
     model.eval()
@@ -258,13 +258,15 @@ class Answering:
             "tasks": [answer.text for answer in tasks],
         }
 
-    def show(self, prompts: list[tuple[str, str]]) -> None:
-        """Print the answers to (instruction, input), so that one sees the model learn."""
+    def show(self, prompts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Print the answers to (instruction, input), so that one sees the model learn. Returns
+        (question, answer)."""
         texts = [self.template.prompt(*prompt) for prompt in prompts]
         answers = self.answers_to([self.encoding.encode_ordinary(text) for text in texts])
-        for (instruction, text), answer in zip(prompts, answers, strict=True):
-            question = shorten(f"{instruction} {text}", 100)
-            tqdm.write(f"  {question}\n    -> {shorten(answer.text, 100)}")
+        questions = [" ".join(f"{instruction} {text}".split()) for instruction, text in prompts]
+        for question, answer in zip(questions, answers, strict=True):
+            tqdm.write(f"  {shorten(question, 100)}\n    -> {shorten(answer.text, 100)}")
+        return list(zip(questions, [answer.text for answer in answers], strict=True))
 
 
 if __name__ == "__main__":

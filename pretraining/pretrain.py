@@ -107,8 +107,10 @@ def main() -> None:
         return [run.encoding.decode(tokens) for tokens in generated]
 
     def evaluate() -> dict[str, float]:
-        for beginning, text in zip(beginnings, continuations(), strict=True):
+        samples = list(zip(beginnings, continuations(), strict=True))
+        for beginning, text in samples:
             tqdm.write(f"  {beginning} ...\n    -> {' '.join(text.split())}")
+        run.folder.keep_samples(samples)
         metrics = by_source()
         apart = {f"{name} perplexity": found["perplexity"] for name, found in metrics.items()}
         return mean_over_sources(metrics, validation) | (apart if len(apart) > 1 else {})

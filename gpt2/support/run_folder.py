@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from gpt2.support.durable import whole_folder, write_file
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag
 from gpt2.support.stopping import catch_signals
+from gpt2.support.tracking import TRACKERS, Tracker
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ _CONTENTS = (
     "results.json", "before.json", "predictions.parquet",
     "validation_predictions.parquet", "report.md", "curves.png",
     "reliability.png", "best", "best.new", "best.old",
-    "last", "last.new", "last.old", "metrics.jsonl", "config.json",
+    "last", "last.new", "last.old", "tensorboard", "wandb", "metrics.jsonl", "config.json",
 )  # fmt: skip
 
 
@@ -62,6 +64,11 @@ class RunSettings:
         "auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda", "mps"),
         may_change=True,
     )  # fmt: skip
+    track: str = flag(
+        "none", "where the curves can be watched too: tensorboard shows RUN/tensorboard, trackio "
+        "keeps them on this machine, wandb sends them to Weights & Biases; each is a package of "
+        "its own", choices=("none", *TRACKERS), may_change=True,
+    )  # fmt: skip
 
 
 class RunFolder:
@@ -74,6 +81,9 @@ class RunFolder:
         self.overwrite = overwrite
         self.resume = resume
         self.log_records = 0  # lines of metrics.jsonl
+        self.track = "none"
+        self._tracker: Tracker | None = None  # of rank 0
+        self._samples: list[tuple[str, str]] = []
 
     @staticmethod
     def choose(settings: RunSettings, default_name: str) -> RunFolder:
@@ -83,7 +93,9 @@ class RunFolder:
         anything but a run, or if its name is not UTF-8; of a run to resume, if what it would go on
         from is gone.
         """
-        return on_rank_0(lambda: RunFolder._choose(settings, default_name))
+        run = on_rank_0(lambda: RunFolder._choose(settings, default_name))
+        run.track = settings.track
+        return run
 
     @staticmethod
     def _choose(settings: RunSettings, default_name: str) -> RunFolder:
@@ -180,12 +192,13 @@ class RunFolder:
         if self.resume:
             config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             config["resumed"] = [*config.get("resumed", []), this_start]
+            config.setdefault("id", uuid.uuid4().hex[:8])  # older runs have none
         else:
             self._check_free()  # once more: another run may have taken it since
             for name in _CONTENTS:
                 old = self.folder / name
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-            config = this_start
+            config = this_start | {"id": uuid.uuid4().hex[:8]}  # by which trackers know the run
         config["settings"] = {
             name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
             for name, value in settings.items()
@@ -231,10 +244,21 @@ class RunFolder:
             (self.folder / "results.json").unlink(missing_ok=True)
             self.write_json("config.json", self._config)
         write_file(file, b"".join(lines))
+        if self.track != "none":
+            kept = [json.loads(line) for line in lines]
+            self._tracker = Tracker(self.track, self.folder, self._config, kept)
         return len(lines)
+
+    def keep_samples(self, samples: list[tuple[str, str]]) -> None:
+        """(prompt, answer) of the model at this moment; they go into the next record, which is that
+        of the evaluation at hand."""
+        self._samples = samples
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl. Raises UserError if it cannot be written."""
+        if self._samples:
+            record = record | {"samples": self._samples}
+            self._samples = []
         on_rank_0(lambda: self._log(record))
         self.log_records += 1
 
@@ -249,6 +273,13 @@ class RunFolder:
             raise UserError(
                 f"{file}: cannot be written ({error.strerror}); what was saved before is intact"
             ) from None
+        if self._tracker:
+            self._tracker.log(record)
+
+    def finish_tracking(self) -> None:
+        """Wait until --track has all that it gets of this run. For rank 0 alone."""
+        if self._tracker:
+            self._tracker.finish()
 
     def read_log(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl, in their order."""
