@@ -21,6 +21,7 @@ if __name__ == "__main__":  # the code that lies here runs, whatever else is ins
 
 import itertools
 import shlex
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +165,10 @@ def test_chosen(chosen: Line, task: str) -> list[dict[str, float]]:
     time."""
     found = []
     for folder in chosen.folders:
-        results = run_once([f"{task}/evaluate.py", str(folder)], folder / "test")
+        place = folder / "test"
+        if not (place / "results.json").is_file():
+            shutil.rmtree(place, ignore_errors=True)  # a kill may have left a part of it
+        results = run_once([f"{task}/evaluate.py", str(folder)], place)
         found.append(results["metrics"])
     return found
 

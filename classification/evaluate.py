@@ -40,10 +40,10 @@ from gpt2.support.hub_datasets import pin_revision
 from gpt2.support.results_folder import (
     ResultsSettings,
     check_results_folder,
+    read_settings,
     show_results,
     warn_of_training_rows,
 )
-from gpt2.support.run_folder import read_settings
 from gpt2.support.script import run_script
 from gpt2.support.splits import counts_in_words
 

@@ -105,7 +105,10 @@ def read_predictions(folder: Path, split: str = "test") -> Predictions:
     """The predictions of the finished run in `folder`. Raises UserError if it has none."""
     file = folder / FILES[split]
     if not file.is_file():
-        raise UserError(f"{folder}: has no {file.name}; older code did not write one")
+        raise UserError(
+            f"{folder}: has no {file.name}, which a run by older code, or with --report-on "
+            "validation, does not write"
+        )
     try:
         table = pl.read_parquet(file)
         contenders = [name for name, dtype in table.schema.items() if dtype == pl.Struct]

@@ -33,10 +33,10 @@ from gpt2.support.flags import flag, parse_flags
 from gpt2.support.results_folder import (
     ResultsSettings,
     check_results_folder,
+    read_settings,
     show_results,
     warn_of_training_rows,
 )
-from gpt2.support.run_folder import read_settings
 from gpt2.support.script import run_script
 from gpt2.support.splits import counts_in_words, data_name
 from instruction.data import InstructionDataset, load_splits, read_clean, with_room

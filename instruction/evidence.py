@@ -11,16 +11,22 @@ from instruction.tasks import TASKS
 
 
 def weigh_evidence(
-    before: dict[str, Any], after: dict[str, Any], resamples: int = RESAMPLES, seed: int = 0
+    before: dict[str, Any],
+    after: dict[str, Any],
+    split: str,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The part of results.json on what is luck: the difference of the perplexities with the 95 %
-    interval of the paired bootstrap over test rows, the interval of each share of tasks (Wilson)
-    and McNemar's exact p of the tasks. `before` and `after` have "losses" and "targets" of the test
-    rows, and "tasks", the answers to `TASKS`."""
+    interval of the paired bootstrap over the rows of `split`, the interval of each share of tasks
+    (Wilson) and McNemar's exact p of the tasks. `before` and `after` have "row_losses" of each
+    split, the "losses" and "targets" of its rows, and "tasks", the answers to `TASKS`."""
     found: dict[str, Any] = {}
-    if "losses" in before:  # older runs kept none
-        losses = [np.array(look["losses"]) for look in (before, after)]
-        difference = perplexity_difference(*losses, np.array(after["targets"]), resamples, seed)
+    if "row_losses" in before:  # older runs kept none
+        of_rows = [look["row_losses"][split] for look in (before, after)]
+        losses = [np.array(found["losses"]) for found in of_rows]
+        targets = np.array(of_rows[1]["targets"])
+        difference = perplexity_difference(*losses, targets, resamples, seed)
         found["perplexity"] = vars(difference)
     solved = [
         np.array([task.solved_by(text) for task, text in zip(TASKS, look["tasks"], strict=True)])

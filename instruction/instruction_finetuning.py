@@ -146,25 +146,26 @@ def main() -> None:
     answered_rows = reported_rows[answered]
     prompts = [datasets[reported].prompt(row) for row in answered]
 
-    def validation_loss() -> dict[str, float]:
+    def look(when: str) -> dict[str, Any]:
+        found = answering.look(prompts, answered_rows["output"].to_list(), when)
+        found["row_losses"] = {}
+        for split in dict.fromkeys(["validation", reported]):  # both, unless they are the same
+            losses, targets = row_losses(
+                model, datasets[split], config.rows_at_once, config.precision,
+                f"{split} loss, {when}", config.micro_batch_tokens,
+            )  # fmt: skip
+            found["row_losses"][split] = {"losses": losses.tolist(), "targets": targets.tolist()}
+            mean = float(losses.sum() / targets.sum())
+            found[split] = {"loss": mean, "perplexity": perplexity(mean)}
+        found[reported] |= found.pop("metrics")
+        return found
+
+    def evaluate() -> dict[str, float]:
+        run.folder.keep_samples(answering.show(shown))
         return evaluate_loss(
             model, datasets["validation"], config.rows_at_once, config.precision,
             max_tokens=config.micro_batch_tokens,
         )  # fmt: skip
-
-    def look(when: str) -> dict[str, Any]:
-        found = answering.look(prompts, answered_rows["output"].to_list(), when)
-        losses, targets = row_losses(
-            model, datasets[reported], config.rows_at_once, config.precision, f"loss, {when}",
-            config.micro_batch_tokens,
-        )  # fmt: skip
-        mean = float(losses.sum() / targets.sum())
-        metrics = {"loss": mean, "perplexity": perplexity(mean)} | found.pop("metrics")
-        return found | {reported: metrics, "losses": losses.tolist(), "targets": targets.tolist()}
-
-    def evaluate() -> dict[str, float]:
-        run.folder.keep_samples(answering.show(shown))
-        return validation_loss()
 
     model.eval()
     before = run.measure_before(lambda: {"origin": origin} | look("before"), splits.items())
@@ -184,7 +185,7 @@ def main() -> None:
     # ---- chapter 5: evaluation of the weights that did best on validation
     load_weights(run.folder.folder / "best", model)
     model.eval()
-    after = {"validation": validation_loss()} | look("after")
+    after = look("after")
 
     # ---- chapter 6: comparison
     if rank() > 0:
@@ -197,16 +198,14 @@ def main() -> None:
         "model": run.describe_model(model, before["origin"]) | {"max_length": data.max_length},
         "before": {reported: before[reported]},
         "after": {split: after[split] for split in ("validation", reported)},
-        "evidence": weigh_evidence(before, after),
+        "evidence": weigh_evidence(before, after, reported),
         "training": run.describe_training(result),
         "answers": answer_records(answered_rows, before["answers"], after["answers"]),
         "tasks": task_records(before["tasks"], after["tasks"]),
     }
-    losses = {"before": before.get("losses", []), "after": after["losses"]}  # older runs: none
-    write_predictions(
-        run.folder.folder, reported_rows, {name: found for name, found in losses.items() if found},
-        after["targets"],
-    )  # fmt: skip
+    for split, found in after["row_losses"].items():
+        earlier = before.get("row_losses", {}).get(split)  # older runs kept none
+        write_predictions(run.folder.folder, dict(splits.items())[split], split, earlier, found)
     write_report(run.folder, results)
     instruction, text = shown[0]
     example = shlex.quote(instruction) + (f" --input {shlex.quote(text)}" if text else "")

@@ -1,4 +1,5 @@
-"""Every prediction kept: predictions.parquet has a row for each row of the test split.
+"""Every prediction kept: predictions.parquet has a row for each row of the test split, and
+validation_predictions.parquet the same for validation.
 
 row                         its number in the split, from 0
 instruction, input, output  as they were read by the model
@@ -10,18 +11,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from gpt2.support.errors import UserError
 
-FILE = "predictions.parquet"
+# Comparisons on validation make choices without looking at the test split.
+FILES = {"test": "predictions.parquet", "validation": "validation_predictions.parquet"}
 
 
 @dataclass
 class RowLosses:
-    """What one model makes of the test rows: `losses` (rows,) in nats, summed over `targets`
+    """What one model makes of the rows of a split: `losses` (rows,) in nats, summed over `targets`
     (rows,)."""
 
     texts: list[str]
@@ -31,24 +34,32 @@ class RowLosses:
 
 
 def write_predictions(
-    folder: Path, rows: pl.DataFrame, losses: dict[str, list[float]], targets: list[int]
+    folder: Path,
+    rows: pl.DataFrame,
+    split: str,
+    before: dict[str, Any] | None,
+    after: dict[str, Any],
 ) -> None:
-    """Write predictions.parquet into a run folder. `rows` has the three text columns, `losses` one
-    array for each contender."""
-    rows = rows.select("instruction", "input", "output").with_row_index("row")
-    rows.with_columns(targets=pl.Series(targets), **{
-        name: pl.Series(values) for name, values in losses.items()
-    }).write_parquet(folder / FILE)  # fmt: skip
+    """Write the file of `split`, "test" or "validation", into a run folder. `rows` has the three
+    text columns; `before`, if it is known, and `after` have the "losses" and "targets" of each."""
+    columns = {"targets": after["targets"]}
+    if before:
+        columns["before"] = before["losses"]
+    columns["after"] = after["losses"]
+    table = rows.select("instruction", "input", "output").with_row_index("row")
+    table = table.with_columns(pl.Series(name, values) for name, values in columns.items())
+    table.write_parquet(folder / FILES[split])
 
 
 def read_row_losses(folder: Path, contender: str, split: str = "test") -> RowLosses:
-    """The losses that `contender`, "before" or "after", has on the test rows of the finished run in
-    `folder`. Raises UserError if it has none."""
-    if split != "test":
-        raise UserError(f"--split {split}: runs of instruction tuning keep their test rows alone")
-    file = folder / FILE
+    """The losses that `contender`, "before" or "after", has on the rows of `split` in the finished
+    run in `folder`. Raises UserError if it has none."""
+    file = folder / FILES[split]
     if not file.is_file():
-        raise UserError(f"{folder}: has no {FILE}; older code did not write one")
+        raise UserError(
+            f"{folder}: has no {file.name}, which a run by older code, or with --report-on "
+            "validation, does not write"
+        )
     try:
         table = pl.read_parquet(file)
         if contender not in table.columns:

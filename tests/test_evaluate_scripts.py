@@ -74,6 +74,31 @@ def test_the_run_and_its_evaluation_agree(call_script, run, tmp_path):
     assert [("funny", "odd", "sad")[place] for place in best] == table["predicted"].to_list()
 
 
+def test_a_runs_own_test_split_is_found_from_any_folder(call_script, run, tmp_path):
+    """--data was given as a path in the folder where the run was started."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    config = json.loads((run.run / "config.json").read_text())
+    config["folder"] = str(tmp_path)  # the run that a fixture has copied here
+    (run.run / "config.json").write_text(json.dumps(config))
+    done = call_script(EVALUATE, "../run", "--out", "own", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((elsewhere / "own/results.json").read_text())
+    trained = json.loads((run.run / "results.json").read_text())
+    assert found["metrics"] == pytest.approx(trained["after"]["test"])
+    warned = call_script(EVALUATE, "../run", "--data", "../stories.csv", cwd=elsewhere)
+    assert "warning: the run was trained" in warned.stdout
+
+    del config["folder"]  # a run of older code: found where it was started, and named elsewhere
+    (run.run / "config.json").write_text(json.dumps(config))
+    assert call_script(EVALUATE, "run").returncode == 0
+    refused(call_script(EVALUATE, "../run", cwd=elsewhere), "../run: its --data stories.csv",
+            "the folder in which the run was started")  # fmt: skip
+    config["settings"]["data"]["data"] = 5
+    (run.run / "config.json").write_text(json.dumps(config))
+    refused(call_script(EVALUATE, "run"), "run: does not say which data")
+
+
 def test_other_rows_are_cleaned_counted_and_named(call_script, run, tmp_path):
     rows = [("A &amp; B<br>were  sad", "sad"), ("", "odd"), ("fun", "funny"), ("fun", "funny")]
     pl.DataFrame(rows, schema=["story", "kind"], orient="row").write_csv(tmp_path / "new.csv")
@@ -196,7 +221,10 @@ def test_instructions_are_evaluated(call_script, tmp_path):
     done = call_script(JUDGE, "run", "--data", "sample", *short)
     assert done.returncode == 0, done.stderr
     assert "| perplexity" in done.stdout and "## Answers" in done.stdout
-    own = call_script(JUDGE, "run", "--test-answers", 2, "--answer-tokens", 2)
+    (tmp_path / "elsewhere").mkdir()  # where its data are found, too
+    own = call_script(JUDGE, "../run", "--test-answers", 2, "--answer-tokens", 2,
+                      cwd=tmp_path / "elsewhere")  # fmt: skip
     assert own.returncode == 0 and "warning" not in own.stdout, own.stderr
+    assert f"{results['after']['test']['loss']:.4f} |" in own.stdout
     (tmp_path / "other.jsonl").write_text('{"question": "x", "reply": "y"}\n')
     refused(call_script(JUDGE, "run", "--data", "other.jsonl"), "no field", "about")

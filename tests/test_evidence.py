@@ -2,13 +2,12 @@
 
 import json
 import math
-import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import REPOSITORY, refused
+from conftest import refused
 
 from classification.calibration import (
     apply_temperature,
@@ -208,54 +207,3 @@ def test_predictions_are_kept_and_runs_compared(runs, call_script):
         (["a-1", "last", "--out", "a-2"], ["--out a-2", "is a run"]),
     ):
         refused(call_script("baselines/compare.py", *arguments), *parts)
-
-
-@pytest.fixture
-def in_process(monkeypatch, call_script, tmp_path):
-    """The runs of a sweep without the processes that it starts, which take seconds each."""
-    started = []
-
-    def run(words, **_):
-        script = words[1].replace(f"{REPOSITORY}/", "")
-        started.append(words[2:])
-        return call_script(script, *words[2:])
-
-    monkeypatch.setattr("baselines.running.subprocess.run", run)
-    return started
-
-
-def test_a_sweep_runs_what_is_missing_and_tests_what_it_chose(tmp_path, call_script, in_process):
-    sweep = ["baselines/sweep.py", "--vary", "pooling=mean,last", "--seeds", 1, 2, "--out", "s"]
-    done = call_script(*sweep, "--", *SHORT)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "s/sweep.json").read_text())
-    losses = [np.mean(line["validation"]["loss"]) for line in found["lines"]]
-    assert [line["chosen"] for line in found["lines"]] == [loss == min(losses) for loss in losses]
-    assert len(found["test"]) == 2 and len(in_process) == 4 + 2
-    for line in found["lines"]:
-        for folder in line["folders"]:
-            results = json.loads((tmp_path / folder / "results.json").read_text())
-            assert "test" not in results["after"]  # read by the chosen line alone, and at the end
-            assert (tmp_path / folder / "test").exists() == line["chosen"]
-    # again: nothing runs twice; a run that is gone runs once
-    assert call_script(*sweep, "--", *SHORT).returncode == 0 and len(in_process) == 6
-    shutil.rmtree(tmp_path / "s/pooling=mean/seed-1")
-    assert call_script(*sweep, "--", *SHORT).returncode == 0 and len(in_process) in (7, 8)
-
-
-@pytest.mark.parametrize(
-    "flags, parts",
-    [
-        (["--vary", "pooling"], ["--vary pooling", "NAME=VALUE"]),
-        (["--vary", "pooling=mean,"], ["NAME=VALUE"]),
-        (["--vary", "pooling=mean,max"], ["--vary pooling=mean,max", "max"]),
-        (["--vary", "polling=mean"], ["--polling", "--pooling"]),
-        (["--vary", "seed=1,2"], ["seed is set by the sweep"]),
-        (["--folds", 1], ["--folds 1"]),
-        (["--task", "instruction", "--by", "f1"], ["--by f1"]),
-        (["--", "--out", "x"], ["-- --out"]),
-    ],
-)
-def test_a_sweep_of_bad_values_runs_nothing(call_script, in_process, flags, parts):
-    refused(call_script("baselines/sweep.py", *flags), *parts)
-    assert in_process == []

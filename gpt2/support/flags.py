@@ -132,7 +132,7 @@ def _settings_to_resume(
         saved = {name: value for group in config["settings"].values() for name, value in
                  group.items()}  # fmt: skip
         script = os.path.basename(config["command"][0])
-        started_in = [config, *config.get("resumed", [])][-1].get("folder", "")  # "" in older runs
+        started_in = folder_of_last_start(config)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
             f"--resume {folder}: {file} is not a run's ({error!r}); name the run folder, not what "
@@ -147,7 +147,7 @@ def _settings_to_resume(
     saved = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
     paths = {name for name, field in fields.items() if field.metadata["names"] is not None}
     for name in paths:
-        saved[name] = _from_here(saved[name], started_in, fields[name].metadata["names"])
+        saved[name] = path_from_here(saved[name], started_in, fields[name].metadata["names"])
 
     place = {"resume": str(folder), "out": str(folder), "overwrite": False}
     if Path(given.get("out", folder)).resolve() != folder.resolve():
@@ -181,11 +181,17 @@ def _settings_to_resume(
     return known | given | place
 
 
-def _from_here(value: Any, started_in: str, names: Sequence[str]) -> Any:
-    """A path, or several, as given in the folder `started_in`: so that it means the same here. What
-    is not there (any more) may be here, or a name of the hub: it stays as it is."""
+def folder_of_last_start(config: dict[str, Any]) -> str:
+    """Where a run was started or last resumed, as its config.json says; "" for older runs."""
+    return [config, *config.get("resumed", [])][-1].get("folder", "")
+
+
+def path_from_here(value: Any, started_in: str, names: Sequence[str]) -> Any:
+    """A path, or several, as given in the folder `started_in`: so that it means the same here. One
+    of the `names`, and what is not there (any more), stays as it is: it may be here, or a name of
+    the hub."""
     if isinstance(value, (list, tuple)):
-        return tuple(_from_here(one, started_in, names) for one in value)
+        return tuple(path_from_here(one, started_in, names) for one in value)
     path = value.split(":")[0]  # what follows names columns
     elsewhere = Path(started_in).resolve() != Path.cwd()
     if elsewhere and value and value not in names and Path(started_in, path).exists():

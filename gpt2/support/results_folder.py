@@ -1,18 +1,23 @@
-"""Where evaluations of finished runs go: results.json, report.md and predictions.parquet."""
+"""Evaluations of finished runs: with which settings these began, and where the results go,
+results.json, report.md and predictions.parquet."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from gpt2.support.durable import write_file
 from gpt2.support.errors import UserError
-from gpt2.support.flags import flag
+from gpt2.support.flags import flag, flag_name, folder_of_last_start, path_from_here
+from gpt2.support.splits import hub_name
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -48,12 +53,40 @@ def check_results_folder(settings: ResultsSettings) -> None:
         )
 
 
+def read_settings(folder: Path, name: str, cls: type[T]) -> T:
+    """The settings `name` ("data") that the run in `folder` had, as the dataclass `cls`; fields
+    that older code did not know keep their default, and a path means what it meant where the run
+    was started. Raises UserError if it is not a run, or if what the path names is gone."""
+    values = {}
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        saved, started_in = config["settings"][name], folder_of_last_start(config)
+        for field in dataclasses.fields(cls):
+            if field.name not in saved:
+                continue
+            value, names = saved[field.name], field.metadata["names"]
+            if names is not None:  # a path, or one of these
+                value = path_from_here(value, started_in, names)
+                if not (value in names or hub_name(value) or Path(value).exists()):
+                    raise UserError(
+                        f"{folder}: its {flag_name(field.name)} {value} is not there; put it back, "
+                        "or start this in the folder in which the run was started"
+                    )
+            values[field.name] = value
+        return cls(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: does not say which data it was trained on ({error!r})"
+        ) from None
+
+
 def warn_of_training_rows(run: Path, data: str) -> None:
     """Say so if the run was trained on rows of the file or folder `data`."""
     try:
         config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         then = config["settings"]["data"]["data"]
-        same = then == data or Path(then).resolve() == Path(data).resolve()
+        place = Path(folder_of_last_start(config), then)
+        same = then == data or place.resolve() == Path(data).resolve()
     except (OSError, ValueError, KeyError, TypeError):
         return  # a checkpoint without its run
     if same:

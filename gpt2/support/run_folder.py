@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import filelock
 import torch
@@ -27,8 +27,6 @@ from gpt2.support.errors import UserError
 from gpt2.support.flags import flag
 from gpt2.support.stopping import catch_signals
 from gpt2.support.tracking import TRACKERS, Tracker
-
-T = TypeVar("T")
 
 _LOCK = ".lock"
 
@@ -304,20 +302,6 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         package: importlib.metadata.version(package) for package in packages
     }
-
-
-def read_settings(folder: Path, name: str, cls: type[T]) -> T:
-    """The settings `name` ("data") that the run in `folder` had, as the dataclass `cls`; fields
-    that older code did not know keep their default. Raises UserError if it is not a run."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        saved = config["settings"][name]
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in saved.items() if key in known})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder}: does not say which data it was trained on ({error!r})"
-        ) from None
 
 
 @functools.cache  # files may change later, but not what this process has imported
