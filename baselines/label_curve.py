@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from baselines.running import run_once
+from baselines.running import mean_and_deviation, run_once, words_before_and_after_dashes
 from baselines.train_logreg import FEATURES
 from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
@@ -121,11 +121,7 @@ def curve_table(points: list[dict[str, Any]], task: str) -> str:
         line = [f"{rows:,}", f"{test_rows[0]:,}"]
         for name in names:
             values = [p["value"] for p in points if (p["contender"], p["rows"]) == (name, rows)]
-            if not values:
-                line.append(None)
-                continue
-            spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-            line.append(f"{np.mean(values):.{digits}f}{spread}")
+            line.append(mean_and_deviation(values, digits) if values else None)
         table.append(line)
     return format_table(["training rows", "test rows", *names], table)
 
@@ -165,14 +161,9 @@ def plot_curve(points: list[dict[str, Any]], task: str, file: Path) -> None:
 
 
 def main() -> None:
-    # What follows `--` goes to the GPT-2 runs as it is.
-    argv = sys.argv[1:]
-    cut = argv.index("--") if "--" in argv else len(argv)
-    extra = argv[cut + 1 :]
+    words, extra = words_before_and_after_dashes(_OWN_FLAGS)
     about = f"{__doc__.splitlines()[0]} Flags after -- go to the GPT-2 runs."
-    (settings,) = parse_flags([CurveSettings], about, argv[:cut])
-    for own in _OWN_FLAGS & {word.split("=")[0] for word in extra}:
-        raise UserError(f"-- {own}: the curve sets this flag itself; give it before the --")
+    (settings,) = parse_flags([CurveSettings], about, words)
     out = Path(settings.out)
     points = {key(point): point for point in earlier_points(settings, out / "curve.json")}
     work = [(rows, seed) for rows in settings.rows for seed in settings.seeds]

@@ -1,4 +1,5 @@
-"""Runs of the training scripts in processes of their own, each once: what is finished is read."""
+"""What label_curve.py and sweep.py do alike: runs of the training scripts in processes of their
+own, each once, with flags given after `--`; and the mean over seeds."""
 
 from __future__ import annotations
 
@@ -9,9 +10,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpt2.support.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+def words_before_and_after_dashes(set_for_each_run: set[str]) -> tuple[list[str], list[str]]:
+    """The command line before `--` and after it, what goes to every run as it is. Raises UserError
+    if the latter has a flag that is set for each run."""
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    before, after = words[:cut], words[cut + 1 :]
+    for flag in set_for_each_run & {word.split("=")[0] for word in after}:
+        raise UserError(
+            f"-- {flag}: is set for each run; --help shows what may stand before the --"
+        )
+    return before, after
+
+
+def mean_and_deviation(values: list[float], digits: int) -> str:
+    """In a table, the mean and, of several values, the standard deviation of a sample.
+
+    >>> mean_and_deviation([60, 62], 1)
+    '61.0 ± 1.4'
+    """
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def run_once(command: list[str], folder: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import classification.train_gpt
 import instruction.instruction_finetuning
-from baselines.running import run_once
+from baselines.running import mean_and_deviation, run_once, words_before_and_after_dashes
 from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
 from gpt2.support.flags import flag, parse_flags
@@ -58,7 +58,9 @@ class SweepSettings:
         (), "flags of the script and their values: learning-rate=3e-4,6e-4 pooling=mean,last; a "
         "flag without a value takes yes and no",
     )  # fmt: skip
-    seeds: tuple[int, ...] = flag((1,), "seeds of each combination; several show what is luck")
+    seeds: tuple[int, ...] = flag(
+        (1,), "seeds of each combination; several show what is luck", at_least=0
+    )
     folds: int = flag(
         0, "validate on each of so many parts of the training rows in turn; 0 on the split's own "
         "validation rows", at_least=0,
@@ -102,6 +104,8 @@ def combinations(vary: tuple[str, ...]) -> list[dict[str, str]]:
             why = "is given twice" if name in names else "is set by the sweep itself"
             raise UserError(f"--vary {item}: {name} {why}")
         names[name] = values.split(",")
+        if len(set(names[name])) < len(names[name]):
+            raise UserError(f"--vary {item}: names a value twice")
     return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*names.values())]
 
 
@@ -124,8 +128,6 @@ def make_lines(settings: SweepSettings, extra: list[str]) -> list[Line]:
     """All combinations with the folders of their runs; the flags of each are checked before any
     run starts. Raises UserError."""
     script, settings_classes = SCRIPTS[settings.task]
-    for own in _OWN_FLAGS & {word.split("=")[0] for word in extra}:
-        raise UserError(f"-- {own}: the sweep sets this flag itself")
     lines = []
     for chosen in combinations(settings.vary):
         words = [*extra, *as_flags(chosen)]
@@ -178,17 +180,17 @@ def sweep_table(lines: list[Line], best: Line, metrics: list[str]) -> str:
     rows = []
     for line in lines:
         seconds = np.mean([run["training"]["seconds"] for run in line.results])
-        cells = [_mean_and_deviation(line.values(metric), metric) for metric in metrics]
+        cells = [_say(line.values(metric), metric) for metric in metrics]
         chosen = "chosen" if line is best else ""
         rows.append([*line.flags.values(), len(line.results), *cells, f"{seconds:,.0f}", chosen])
     header = [*lines[0].flags, "runs", *metrics, "training s", ""]
     return format_table(header, rows)
 
 
-def _mean_and_deviation(values: list[float], metric: str) -> str:
-    scale, digits = (100, 1) if metric in ("accuracy", "f1") else (1, 4)
-    spread = f" ± {scale * np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * np.mean(values):.{digits}f}{spread}"
+def _say(values: list[float], metric: str) -> str:
+    if metric == "loss":
+        return mean_and_deviation(values, digits=4)
+    return mean_and_deviation([100 * value for value in values], digits=1)
 
 
 def plot_lines(lines: list[Line], metric: str, file: Path) -> None:
@@ -209,23 +211,22 @@ def plot_lines(lines: list[Line], metric: str, file: Path) -> None:
 
 
 def main() -> None:
-    argv = sys.argv[1:]
-    cut = argv.index("--") if "--" in argv else len(argv)
+    words, extra = words_before_and_after_dashes(_OWN_FLAGS)
     about = "Try settings against each other; flags after -- go to every run."
-    (settings,) = parse_flags([SweepSettings], about, argv[:cut])
+    (settings,) = parse_flags([SweepSettings], about, words)
+    if len(set(settings.seeds)) < len(settings.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, settings.seeds))}: names a seed twice")
     if settings.folds == 1:
         raise UserError("--folds 1: must be 0, or at least 2")
     metrics = ["loss", "accuracy", "f1"] if settings.task == "classification" else ["loss"]
     if settings.by not in metrics:
         raise UserError(f"--by {settings.by}: instructions are chosen by their loss")
-    lines = make_lines(settings, argv[cut + 1 :])
+    lines = make_lines(settings, extra)
     run_all(lines, settings)
     best = choose(lines, settings.by)
     table = sweep_table(lines, best, metrics)
     tested = test_chosen(best, settings.task)
-    shown = ", ".join(
-        f"{name} {_mean_and_deviation([found[name] for found in tested], name)}" for name in metrics
-    )
+    shown = ", ".join(f"{name} {_say([found[name] for found in tested], name)}" for name in metrics)
     test_line = f"test split, the chosen line alone: {shown}"
     commands = [f"- {line.name or 'as it is'}: `python {shlex.join(line.command)}`"
                 for line in lines]  # fmt: skip

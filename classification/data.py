@@ -27,6 +27,7 @@ from classification.sources import DataSettings, read_source
 from gpt2.support.errors import UserError
 from gpt2.support.hub_datasets import pin_revision
 from gpt2.support.splits import counts_in_words, parse_fold, rows_to_keep
+from gpt2.support.tables import percent
 from gpt2.tokenizer import encode_texts
 
 
@@ -172,8 +173,8 @@ def _split_off(
                 f"share, or more rows{_gone(removed)}"
             ) from None
         raise UserError(
-            f"{source}: too few rows to cut {share:.0%} off by label; label '{rarest}' has {rows}; "
-            f"drop or merge rare labels; is --label-column right?{_gone(removed)}"
+            f"{source}: too few rows to cut {100 * share:.0f} % off by label; label '{rarest}' has "
+            f"{rows}; drop or merge rare labels; is --label-column right?{_gone(removed)}"
         ) from None
     is_cut = np.zeros(len(labels), dtype=bool)
     is_cut[cut] = True
@@ -304,12 +305,12 @@ def print_summary(splits: Splits, train: IMDbDataset) -> None:
     if shares.max() > 2 * shares.min():
         rare, common = splits.labels[shares.argmin()], splits.labels[shares.argmax()]
         print(
-            f"  warning: lopsided classes: '{common}' has {shares.max():.1%} of the training rows, "
-            f"'{rare}' {shares.min():.1%}; read F1 rather than accuracy"
+            f"  warning: lopsided classes: '{common}' has {percent(shares.max())} of the training "
+            f"rows, '{rare}' {percent(shares.min())}; read F1 rather than accuracy"
         )
     lengths = train.full_lengths
     print(
         f"  training tokens a text: median {np.median(lengths):.0f}, p95 "
         f"{np.percentile(lengths, 95):.0f}, longest {lengths.max():,}; "
-        f"{np.mean(lengths > train.lengths):.1%} truncated"
+        f"{percent(np.mean(lengths > train.lengths))} truncated"
     )

@@ -56,7 +56,7 @@ from gpt2.support.streaming import (
     texts_of,
 )
 from gpt2.support.table_output import check_new_table, check_types, json_lines, writing_table
-from gpt2.support.tables import shorten
+from gpt2.support.tables import percent, shorten
 
 Answer = dict[str, float] | None  # the probability of each label; None for an empty text
 
@@ -334,7 +334,7 @@ def _print(
                 print(f"{'-':<{width}}  {'-':>11}  (empty)")
             else:
                 label = choose_label(answer, threshold)
-                print(f"{label:<{width}}  {answer[label]:>11.1%}  {shorten(text, 80)}")
+                print(f"{label:<{width}}  {percent(answer[label]):>11}  {shorten(text, 80)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save
-from small_hub import SmallHub, turn_client_to
+from small_hub import NAME, OLD, SmallHub, turn_client_to
 
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config
@@ -177,3 +177,24 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
         yield hub
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Start a hub with a data set of these files; this process, with a cache of its own, asks
+    there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
+    monkeypatch.chdir(tmp_path)
+    hubs = []
+
+    def start(files):
+        hub = SmallHub(NAME, OLD, files).__enter__()
+        hubs.append(hub)
+        turn_client_to(hub, monkeypatch)
+        return hub
+
+    yield start
+    for hub in hubs:
+        hub.__exit__()

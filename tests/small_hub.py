@@ -12,6 +12,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+NAME, OLD = "me/jokes", "1" * 40  # the data set, and its commit, of the fixture `serve`
 _LARGE = (".safetensors", ".bin", ".parquet")
 
 

@@ -253,7 +253,7 @@ def test_too_few_films_are_refused(tmp_path):
             (tmp_path / split / f"urls_{label}.txt").write_text(f"title/tt{len(split)}/\n" * 2)
             for i in range(2):
                 (tmp_path / split / label / f"{i}_5.txt").write_text(f"{split} {label} {i}")
-    with pytest.raises(UserError, match="too few rows to cut 20% off"):
+    with pytest.raises(UserError, match="too few rows to cut 20 % off"):
         load(tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_one_training_step_by_hand(tmp_path, monkeypatch, capsys):
     losses = [float(re.fullmatch(r"step \d+: loss (\S+)", line)[1]) for line in steps]
     assert len(losses) == 60
     assert abs(losses[0] - math.log(2)) < 0.05
-    assert re.fullmatch(r"test accuracy \d+\.\d%", accuracy)
+    assert re.fullmatch(r"test accuracy \d+\.\d %", accuracy)
 
 
 def test_a_pooling():

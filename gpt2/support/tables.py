@@ -53,7 +53,7 @@ def describe_training(training: dict[str, Any]) -> str:
     return (
         f"trained {training['steps']} steps in {training['seconds']:.1f} s, "
         f"{training['tokens_per_second']:,.0f} tokens a second, padding not counted; "
-        f"{training['useful_token_share']:.1%} of all tokens useful; "
+        f"{percent(training['useful_token_share'])} of all tokens useful; "
         f"{memory}best step {training['best_step']}"
     )
 
