@@ -35,7 +35,8 @@ def test_the_run_folder_is_complete(trained):
     assert done.stderr == ""
     names = {path.name for path in run.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "before.json", "results.json", "report.md",
-                     "curves.png", "predictions.parquet", "best", "last", ".lock"}  # fmt: skip
+                     "curves.png", "predictions.parquet", "validation_predictions.parquet", "best",
+                     "last", ".lock"}  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["task"] == "instruction"
     assert results["data"] | {"train": 32, "validation": 8, "test": 34} == results["data"]
