@@ -17,7 +17,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,9 @@ class TrainingState:
     seconds: float = 0.0  # in steps; evaluation and saving left out
     real_tokens: int = 0  # padding left out
     all_tokens: int = 0
+    skipped_steps: int = 0  # in float16
+    skipped_in_a_row: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)  # of the loss in float16
 
 
 def save_checkpoint(

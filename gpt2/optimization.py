@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpt2.lora import LoRA
 from gpt2.model import GPT2, SIZES
+from gpt2.support.device import ARITHMETIC
 from gpt2.support.distributed import reshard
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, flag_name
@@ -113,8 +114,8 @@ class TrainingConfig:
         "instead of copying them to each: for a model that does not fit; slower", may_change=True,
     )  # fmt: skip
     precision: str = flag(
-        "auto", "arithmetic of matrix products; auto takes bfloat16 where the device is fast at it",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "arithmetic of matrix products; auto is bfloat16 where the device is fast at it, "
+        "float16 where it is fast at that alone", choices=ARITHMETIC,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
