@@ -31,7 +31,7 @@ from classification.data import IMDbDataset, load_splits
 from classification.evaluation import classification_metrics, predict_log_probabilities
 from classification.report import close_look, look_closer, metrics_table
 from classification.sources import BUILT_IN, DataSettings, read_source
-from gpt2.checkpoint import Recipe, load_checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.support.cells import same_numbers
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
@@ -46,6 +46,7 @@ from gpt2.support.results_folder import (
 )
 from gpt2.support.script import run_script
 from gpt2.support.splits import counts_in_words
+from gpt2.weights.loading import load_model
 
 
 @dataclass
@@ -78,7 +79,7 @@ def main() -> None:
     )
     check_results_folder(output)
     device = choose_device(on.device)
-    model, recipe = load_checkpoint(arguments.run, "classification")
+    model, recipe = load_model(arguments.run, "classification")
     labels = recipe.settings["labels"]
 
     if settings.data:

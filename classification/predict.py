@@ -37,7 +37,7 @@ from tqdm import tqdm
 from classification.calibration import apply_temperature
 from classification.data import IMDbDataset
 from classification.evaluation import predict_log_probabilities
-from gpt2.checkpoint import Recipe, load_checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, autocast, choose_device
 from gpt2.support.errors import UserError
@@ -57,6 +57,7 @@ from gpt2.support.streaming import (
 )
 from gpt2.support.table_output import check_new_table, check_types, json_lines, writing_table
 from gpt2.support.tables import percent, shorten
+from gpt2.weights.loading import load_model
 
 Answer = dict[str, float] | None  # the probability of each label; None for an empty text
 
@@ -134,7 +135,7 @@ def main() -> None:
     )
     _check_flags(settings, arguments.texts)
     device = choose_device(on.device)
-    model, recipe = load_checkpoint(arguments.run, "classification")
+    model, recipe = load_model(arguments.run, "classification")
     model.to(device)
     if settings.raw:
         recipe.settings |= {"temperature": 1.0, "threshold": None}

@@ -37,6 +37,7 @@ class TrainingResult:
     peak_memory: int  # bytes: of this process or, on a GPU, of its memory in tensors
     best_step: int
     stopped_early: bool
+    skipped_steps: int  # whose gradient overflowed in float16
 
 
 @dataclass
@@ -66,6 +67,9 @@ class NotFinite(Exception):
                    rows)  # fmt: skip
 
 
+MOST_SKIPPED = 30  # steps in a row: the loss is then scaled by a billionth of what it was
+
+
 class Bookkeeping:
     """The counters of a run (`state`), its log and bar, and when to evaluate and to save.
 
@@ -76,6 +80,7 @@ class Bookkeeping:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
         dataset: Dataset,
         evaluate: Callable[[], dict[str, float]],
         config: TrainingConfig,
@@ -83,7 +88,8 @@ class Bookkeeping:
         run: RunFolder,
         recipe: Recipe,
     ) -> None:
-        self.model, self.optimizer, self.evaluate = model, optimizer, evaluate
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.evaluate = evaluate
         self.config, self.steps, self.run, self.recipe = config, steps, run, recipe
         self.steps_per_epoch = steps_per_epoch(len(dataset), config)
         self.evaluate_every = config.evaluate_every or self.steps_per_epoch
@@ -103,6 +109,8 @@ class Bookkeeping:
         last = self.run.folder / "last"
         if self.run.resume and whole_folder(last).exists():
             self.state = load_training(last, self.model, self.optimizer, self.data)
+            if self.state.scaler and self.scaler.is_enabled():
+                self.scaler.load_state_dict(self.state.scaler)
             self._check_resumed()
         elif self.run.resume:
             tqdm.write("this run has saved nothing yet: it starts again")
@@ -130,6 +138,14 @@ class Bookkeeping:
         """Whether --patience ends the run: that many evaluations without a lower loss."""
         return 0 < self.config.patience <= self.state.evaluations_since_best
 
+    def check_finite(self, sums: StepSums, norm: float, rows: list[int]) -> None:
+        """Raises NotFinite if the loss of a step over `rows` or the norm of its gradient is not
+        finite. In float16 a norm may be, some steps in a row, because the scaler skips these steps
+        and scales the next losses less."""
+        may_skip = self.scaler.is_enabled() and self.state.skipped_in_a_row < MOST_SKIPPED
+        if not (torch.isfinite(sums.loss) and (math.isfinite(norm) or may_skip)):
+            raise NotFinite.in_step(self.step + 1, sums, norm, rows)
+
     def count(self, sums: StepSums, rate: float, norm: float, started: float) -> None:
         """Count one finished step, show it on the bar and, every --log-every steps, log it."""
         state = self.state
@@ -141,6 +157,9 @@ class Bookkeeping:
         state.all_tokens += sums.all_tokens
         state.logged_loss += step_loss
         state.logged_targets += sums.targets
+        skipped = not math.isfinite(norm)
+        state.skipped_steps += skipped
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
         state.seen_loss += step_loss
         state.seen_targets += sums.targets
         self.bar.update()
@@ -152,13 +171,19 @@ class Bookkeeping:
                     "epoch": self._epoch(),
                     "loss": mean_loss,
                     "learning_rate": rate,
-                    "gradient_norm": norm,
+                    "gradient_norm": None if skipped else norm,
+                    **self._about_float16(),
                 }
             )
             self.bar.set_postfix_str(
                 f"loss {mean_loss:.3f}, rate {rate:.1e}, {sums.real_tokens / seconds:,.0f} tokens/s"
             )
             state.logged_loss, state.logged_targets = 0.0, 0
+
+    def _about_float16(self) -> dict[str, float]:
+        if not self.scaler.is_enabled():
+            return {}
+        return {"skipped_steps": self.state.skipped_steps, "loss_scale": self.scaler.get_scale()}
 
     def evaluate_if_due(self) -> bool:
         """Before the first step, every --evaluate-every steps and at the end: evaluate on the
@@ -211,6 +236,7 @@ class Bookkeeping:
     def save_last(self) -> None:
         """Save what the run goes on from: weights, AdamW's moments, counters."""
         self.state.log_records = self.run.log_records
+        self.state.scaler = self.scaler.state_dict()
         save_checkpoint(
             self.run.folder / "last", self.model, self.recipe, self.state, self.optimizer, self.data
         )
@@ -247,6 +273,7 @@ class Bookkeeping:
             peak_memory=peak_memory(next(self.model.parameters()).device),
             best_step=state.best_step,
             stopped_early=self.step < self.steps,
+            skipped_steps=state.skipped_steps,
         )
 
     def _epoch(self) -> float:

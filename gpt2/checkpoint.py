@@ -1,7 +1,7 @@
 """What a run saves, and how it comes back: safetensors and JSON, no pickle.
 
 best/  last/
-  model.safetensors       weights
+  model.safetensors       weights; of --train lora the adapters and a trained head alone
   config.json             task, shape, head, and what prepares new text
   computed.safetensors    two short rows, and the model's logits for them
   encoding.json, ...      the tokenizer
@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gpt2.heads import build_head, describe_head
+from gpt2.heads import Head, build_head, describe_head
+from gpt2.lora import LoRA, describe_lora, own_parameters
 from gpt2.model import GPT2, GPT2Config
 from gpt2.support.distributed import distribute_like, full_tensor, on_rank_0, rank, reshard
 from gpt2.support.durable import MANIFEST, check_folder, replacing_folder, whole_folder
@@ -101,6 +103,9 @@ class TrainingState:
     seconds: float = 0.0  # in steps; evaluation and saving left out
     real_tokens: int = 0  # padding left out
     all_tokens: int = 0
+    skipped_steps: int = 0  # in float16
+    skipped_in_a_row: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)  # of the loss in float16
 
 
 def save_checkpoint(
@@ -120,6 +125,7 @@ def save_checkpoint(
         "task": recipe.task,
         "model": dataclasses.asdict(model.config),
         "head": describe_head(model.head),
+        "lora": describe_lora(model),
         "settings": recipe.settings,
         "step": state.step,
         "validation": state.validation,
@@ -166,7 +172,7 @@ def load_training(
         state = TrainingState(**{name: counted[name] for name in counted if name in known})
         data_then = training["data"]
         file = folder / "config.json"
-        head_then = json.loads(file.read_text(encoding="utf-8"))["head"]
+        then = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file}: cannot be resumed from ({error!r})") from None
     if data_then != data:
@@ -174,9 +180,11 @@ def load_training(
             f"{folder}: the training rows are not those that this run began with; give it the same "
             "files again, or start a new run"
         )
-    head = describe_head(model.head)
-    if head_then != head:  # it may have the same names and shapes, and compute something else
-        raise UserError(f"{folder}: was saved with the head {head_then}, but the model has {head}")
+    # Others may have the same names and shapes, and compute something else.
+    for part, now in (("head", describe_head(model.head)), ("lora", describe_lora(model))):
+        if then.get(part) != now:
+            had = f"was saved with the {part} {then.get(part)}"
+            raise UserError(f"{folder}: {had}, but the model has {now}")
     _take_weights(folder, model)
     moments = _read_tensors(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
@@ -191,9 +199,12 @@ def load_training(
     return state
 
 
-def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
+def load_checkpoint(
+    path: Path, task: str, adapt_base: Callable[[LoRA, GPT2Config, Head], GPT2] | None = None
+) -> tuple[GPT2, Recipe]:
     """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
-    folder. The model is on the CPU and in evaluation mode.
+    folder. The model is on the CPU and in evaluation mode. Of adapters `adapt_base` makes the model
+    that they stand on, and puts some there: gpt2.weights.loading.load_model has one.
 
     Raises UserError if there is no whole checkpoint for `task` in `path`, or if its weights compute
     something else in this code than they did in the code that saved them.
@@ -217,6 +228,7 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
         head_description = dict(description["head"])
         saved = _OLDER | description["settings"]
         settings = {name: saved[name] for name in SETTINGS[found_task]}
+        lora = LoRA(**description["lora"]) if description.get("lora") else None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
     if found_task != task:
@@ -227,7 +239,9 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
         raise UserError(
             f"{folder / 'config.json'}: its head cannot be built: {error}; {_made_by(folder)}"
         ) from None
-    model = GPT2(config, head)
+    if lora and not adapt_base:
+        raise UserError(f"{folder}: holds adapters, and not the weights that they stand on")
+    model = adapt_base(lora, config, head) if lora else GPT2(config, head)
     _take_weights(folder, model)
     return model.eval(), Recipe(found_task, load_encoding(folder), settings)
 
@@ -307,11 +321,12 @@ def _copy_weights(folder: Path, model: nn.Module) -> None:
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """All that makes the model what it is: parameters, a tied one once (state_dict has it twice),
-    and the buffers that state_dict keeps, which a changed architecture may have."""
+    and the buffers that state_dict keeps, which a changed architecture may have. Of a model with
+    adapters those that are trained alone."""
     reshard(model)
     kept = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
-    return dict(model.named_parameters()) | buffers
+    return own_parameters(model) | buffers
 
 
 def _optimizer_tensors(

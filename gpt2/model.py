@@ -237,6 +237,7 @@ def choose_trainable(model: GPT2, train: str) -> None:
 
     "all", "head" (nothing but the head), or "last:N" (the last N blocks, `ln_f` and the head).
     With a tied language modelling head, training the head trains `wte`: they are one tensor.
+    (`--train lora` is gpt2.lora.add_adapters.)
 
     Raises ValueError if `train` is none of these, or if there are fewer than N blocks.
     """
@@ -250,7 +251,7 @@ def choose_trainable(model: GPT2, train: str) -> None:
             raise ValueError(f"last:{count} is not possible: the model has {blocks} blocks")
         trained = [*model.h[-count:], model.ln_f, model.head]
     else:
-        raise ValueError(f"'{train}' is not one of all, head, last:N (N blocks)")
+        raise ValueError(f"'{train}' is not one of all, head, last:N (N blocks), lora")
     model.requires_grad_(False)
     for module in trained:
         module.requires_grad_(True)

@@ -16,6 +16,7 @@ import torch
 
 from gpt2.bookkeeping import NotFinite, TrainingResult
 from gpt2.heads import Head, describe_head
+from gpt2.lora import describe_lora
 from gpt2.model import GPT2, GPT2Config
 from gpt2.optimization import TrainingConfig, default_learning_rate
 from gpt2.support.device import arithmetic, choose_device
@@ -55,24 +56,27 @@ class OneRun:
     ) -> tuple[GPT2, str]:
         """The model on its device, frozen but for what --train names, and where its weights come
         from, in words. Without --learning-rate, the run gets the one that suits them."""
+        train = self.training.train
+        lora = self.training.lora if train == "lora" else None
         model, origin = build_model(
-            self.start, self.config, make_head, self.training.train, self.settings.seed, labels
+            self.start, self.config, make_head, train, self.settings.seed, labels, lora
         )
         if self.settings.export:
             check_export(Path(self.settings.export), model)
         if self.training.learning_rate is None:
             self.training.learning_rate = default_learning_rate(
-                model, self.training.train, initial_weights(self.start) == "pretrained"
+                model, train, initial_weights(self.start) == "pretrained"
             )
         return to_device(model, self.device, self.training.shard), origin
 
     def start_writing(self, model: GPT2, origin: str, all_settings: dict[str, Any]) -> None:
         """Print what the model is, and take hold of the run folder."""
-        pooling = model.head.arguments.get("pooling")
+        pooling, lora = model.head.arguments.get("pooling"), describe_lora(model)
         print(
             f"model: {model_name(self.model_settings)}, {origin}, "
             f"{describe_parameters(model, self.training.weight_decay)}; "
             + (f"pooling {pooling}; " if pooling else "")
+            + (f"LoRA of rank {lora['rank']} on {lora['on']}; " if lora else "")
             + f"learning rate {self.training.learning_rate:g}; "
             + f"{arithmetic(self.device, self.training.precision)} on {self.device}"
         )
@@ -112,6 +116,7 @@ class OneRun:
             "pooling": model.head.arguments.get("pooling"),
             "parameters": parameters,
             "trainable": trainable,
+            "lora": describe_lora(model),
         }
 
     def describe_training(self, result: TrainingResult) -> dict[str, Any]:

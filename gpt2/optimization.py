@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2.lora import LoRA
 from gpt2.model import GPT2, SIZES
+from gpt2.support.device import ARITHMETIC
 from gpt2.support.distributed import reshard
 from gpt2.support.errors import UserError
-from gpt2.support.flags import flag
+from gpt2.support.flags import flag, flag_name
 
 
 @dataclass
@@ -45,8 +47,8 @@ class TrainingConfig:
     learning_rate: float | None = flag(
         None, "peak rate of AdamW; too high, the loss jumps, too low, it hardly moves. Left out, "
         "what suits --model and --train: for mini and random weights 6e-4, of a classifier's "
-        "last:N 2e-3, of its head 1e-2; for the released gpt2 to gpt2-xl 5e-5, of a classifier's "
-        "head 1e-3", above=0,
+        "last:N and of lora 2e-3, of its head 1e-2; for the released gpt2 to gpt2-xl 5e-5, of lora "
+        "2e-4, of a classifier's head 1e-3", above=0,
     )  # fmt: skip
     warmup: float = flag(
         0.1, "share of the steps over which the rate rises from 0 to its peak; more if the loss "
@@ -75,7 +77,22 @@ class TrainingConfig:
     )  # fmt: skip
     train: str = flag(
         "all", "what to train: all; head, for a fast first look; last:N, the last N blocks, the "
-        "final norm and the head, for less memory and less overfitting",
+        "final norm and the head, for less memory and less overfitting; lora, low-rank adapters "
+        "and the head, for less memory and a checkpoint of a few megabytes",
+    )  # fmt: skip
+    lora_rank: int = flag(
+        8, "rank of the adapters of --train lora; more can learn more, and takes more", at_least=1
+    )
+    lora_alpha: float = flag(
+        16.0, "the adapters' update counts alpha / rank times; raise it with the rank", above=0
+    )
+    lora_dropout: float = flag(
+        0.0, "share of the adapters' input dropped in training, against overfitting", at_least=0,
+        at_most=0.9,
+    )  # fmt: skip
+    lora_on: str = flag(
+        "attn,mlp", "the layers that get adapters, by parts of their names: attn, mlp, or one "
+        "matrix, as c_attn",
     )  # fmt: skip
     evaluate_every: int = flag(
         0, "steps between evaluations on the validation split; 0 evaluates after each epoch",
@@ -97,12 +114,22 @@ class TrainingConfig:
         "instead of copying them to each: for a model that does not fit; slower", may_change=True,
     )  # fmt: skip
     precision: str = flag(
-        "auto", "arithmetic of matrix products; auto takes bfloat16 where the device is fast at it",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "arithmetic of matrix products; auto is bfloat16 where the device is fast at it, "
+        "float16 where it is fast at that alone", choices=ARITHMETIC,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         parse_save_every(self.save_every)
+        if self.train != "lora":
+            for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_on"):
+                value = getattr(self, name)
+                if value != getattr(TrainingConfig, name):
+                    raise UserError(f"{flag_name(name)} {value} goes with --train lora; add it")
+
+    @property
+    def lora(self) -> LoRA:
+        """The adapters that --train lora makes, but for what they stand on."""
+        return LoRA(self.lora_rank, self.lora_alpha, self.lora_dropout, self.lora_on)
 
     @property
     def rows_at_once(self) -> int:
@@ -129,9 +156,10 @@ def default_learning_rate(model: GPT2, train: str, pretrained: bool) -> float:
     anywhere, and the less there is to break. `train` is as in `choose_trainable`; `pretrained`
     tells whether the trunk's weights are."""
     # With a tied head, `head` and `last:N` train the embeddings too: a third of mini's weights.
-    part = "all" if model.head.ties_wte else train
+    part = "all" if model.head.ties_wte and train != "lora" else train
     if pretrained and model.config.n_embd >= SIZES["gpt2"].n_embd:
-        return 1e-3 if part == "head" else 5e-5  # the field's usual values, not measured here
+        # the field's usual values, not measured here
+        return {"head": 1e-3, "lora": 2e-4}.get(part, 5e-5)
     # Measured with mini's weights on the built-in texts and instructions, by validation loss
     if part == "all":
         return 6e-4

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from gpt2.batching import Batch, collate, cut_batch, steps_from
-from gpt2.bookkeeping import Bookkeeping, NotFinite, StepSums, TrainingResult
+from gpt2.bookkeeping import Bookkeeping, StepSums, TrainingResult
 from gpt2.checkpoint import Recipe
 from gpt2.optimization import TrainingConfig, count_steps, make_optimizer, set_learning_rate
-from gpt2.support.device import autocast
+from gpt2.support.device import autocast, loss_scaler
 from gpt2.support.distributed import (
     all_reduce_sum,
     full_tensor,
@@ -59,9 +59,10 @@ def train(
     device = next(model.parameters()).device
     model.activation_checkpointing = config.activation_checkpointing
     optimizer = make_optimizer(model, config)
+    scaler = loss_scaler(device, config.precision)  # for float16; otherwise it does nothing
     objective = parallel_objective(model, loss)  # loss(model, batch), on one process or on many
     steps = count_steps(len(dataset), config)
-    book = Bookkeeping(model, optimizer, dataset, evaluate, config, steps, run, recipe)
+    book = Bookkeeping(model, optimizer, scaler, dataset, evaluate, config, steps, run, recipe)
     book.start()  # at step 0 or, in a resumed run, with weights, moments and counters as they were
 
     model.train()
@@ -74,18 +75,16 @@ def train(
             seed_step(seed, step)  # dropout draws what it would have drawn in an unbroken run
 
             # --- 1. forward and backward: the gradient of the *sum* of the losses of all rows
-            sums = add_gradients(objective, dataset, rows, config, device)
+            sums = add_gradients(objective, scaler, dataset, rows, config, device)
 
             # --- 2. divide by the number of targets, then clip the norm to --clip
-            norm = average_and_clip(optimizer, sums.targets, config.clip)
-            if not (torch.isfinite(sums.loss) and math.isfinite(norm)):
-                raise NotFinite.in_step(
-                    step + 1, sums, norm, rows
-                )  # before it gets into the weights
+            norm = average_and_clip(optimizer, scaler, sums.targets, config.clip)
+            book.check_finite(sums, norm, rows)  # before it gets into the weights
 
             # --- 3. update
             rate = set_learning_rate(optimizer, step, steps, config)
-            optimizer.step()
+            scaler.step(optimizer)  # not if the gradient has overflowed in float16
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
             # --- 4. count and log; now and then evaluate and save
@@ -97,6 +96,7 @@ def train(
 
 def add_gradients(
     objective: nn.Module,
+    scaler: torch.amp.GradScaler,
     dataset: Dataset,
     rows: Sequence[int],
     config: TrainingConfig,
@@ -121,7 +121,7 @@ def add_gradients(
             with autocast(device, config.precision):
                 loss, targets = objective(batch.to(device))
             loss = weight * loss  # 1, or 0 for the filler of a process that has no rows left
-            loss.backward()
+            scaler.scale(loss).backward()
         sums.loss += loss.detach()
         sums.targets += weight * targets
         sums.real_tokens += weight * int(batch.lengths.sum())
@@ -131,10 +131,13 @@ def add_gradients(
     return StepSums(*all_reduce_sum(sums.loss, targets, sums.real_tokens, sums.all_tokens))
 
 
-def average_and_clip(optimizer: torch.optim.Optimizer, targets: float, clip: float) -> float:
+def average_and_clip(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, targets: float, clip: float
+) -> float:
     """Divide the gradient by the `targets` of the whole step, over all micro-batches and processes,
     and scale it down to the norm `clip` if it is longer (0: never). Returns the norm before
     clipping."""
+    scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
     # DistributedDataParallel leaves the mean of the processes' gradients on each of them; times the

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from gpt2.checkpoint import Recipe, load_checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.generation import SamplingSettings
 from gpt2.language_modelling import evaluate_loss
 from gpt2.support.device import DeviceSettings, choose_device
@@ -39,6 +39,7 @@ from gpt2.support.results_folder import (
 )
 from gpt2.support.script import run_script
 from gpt2.support.splits import counts_in_words, data_name
+from gpt2.weights.loading import load_model
 from instruction.data import InstructionDataset, load_splits, read_clean, with_room
 from instruction.evaluation import Answer, answer_metrics, answer_prompts
 from instruction.report import metrics_table, question, side_by_side
@@ -89,7 +90,7 @@ def main() -> None:
     )
     check_results_folder(output)
     device = choose_device(on.device)
-    model, recipe = load_checkpoint(arguments.run, "instruction")
+    model, recipe = load_model(arguments.run, "instruction")
     model.to(device)
     template, max_length = Template(**recipe.settings["template"]), recipe.settings["max_length"]
 

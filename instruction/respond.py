@@ -33,7 +33,7 @@ import polars as pl
 import tiktoken
 from tqdm import tqdm
 
-from gpt2.checkpoint import Recipe, load_checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.generation import PromptTooLong, SamplingSettings, stream_text
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, choose_device
@@ -54,6 +54,7 @@ from gpt2.support.streaming import (
 )
 from gpt2.support.table_output import check_new_table, check_types, json_lines, writing_table
 from gpt2.tokenizer import encode_text, encode_texts
+from gpt2.weights.loading import load_model
 from instruction.evaluation import answer_prompts
 from instruction.template import Template
 
@@ -148,7 +149,7 @@ def main() -> None:
         raise UserError("the instruction is empty")
     _check_flags(settings, arguments.instruction)
     device = choose_device(on.device)
-    model, recipe = load_checkpoint(arguments.run, "instruction")
+    model, recipe = load_model(arguments.run, "instruction")
     model.to(device)
     encoding = recipe.encoding
     try:

@@ -21,6 +21,7 @@ from gpt2.checkpoint import Recipe
 from gpt2.generation import SamplingSettings
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
+from gpt2.lora import LoRA, add_adapters
 from gpt2.model import GPT2, GPT2Config, choose_trainable
 from gpt2.optimization import TrainingConfig
 from gpt2.support import distributed, stopping
@@ -104,7 +105,10 @@ def run_task(
             for texts in (TEXTS, TEXTS[3:8])
         )  # fmt: skip
     model = GPT2(config, head).double()
-    choose_trainable(model, train)
+    if train == "lora":
+        add_adapters(model, LoRA(rank=2))
+    else:
+        choose_trainable(model, train)
     to_device(model, CPU, shard)
 
     def evaluate():

@@ -70,7 +70,8 @@ def use_tiny_mini(folder, monkeypatch):
     model = GPT2(config, LanguageModelHead(config))
     save_file(to_stored_names(model), folder / "model.safetensors", {"format": "pt"})
     monkeypatch.setitem(SIZES, "mini", config)
-    monkeypatch.setattr("gpt2.weights.building.MINI_FOLDER", folder)
+    for module in ("building", "loading"):
+        monkeypatch.setattr(f"gpt2.weights.{module}.MINI_FOLDER", folder)
 
 
 # Which file is which split there, its card alone says.

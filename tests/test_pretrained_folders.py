@@ -116,7 +116,7 @@ import sys
 sys.path[:0] = ["{REPOSITORY}", "{REPOSITORY / "tests"}"]
 from pathlib import Path
 import torch
-from gpt2.weights.building import _fill
+from gpt2.weights.loading import _fill
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 def memory(key):

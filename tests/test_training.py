@@ -10,6 +10,7 @@ import torch
 from classification.data import IMDbDataset
 from classification.evaluation import classification_loss
 from gpt2.batching import collate
+from gpt2.bookkeeping import NotFinite
 from gpt2.checkpoint import Recipe, TrainingState, load_checkpoint, load_weights, save_checkpoint
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, Block, GPT2Config, choose_trainable
@@ -22,7 +23,7 @@ from gpt2.optimization import (
 from gpt2.support.errors import UserError
 from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding
-from gpt2.training import NotFinite, train
+from gpt2.training import train
 
 TEXTS = ["good", "a very bad film indeed", "great fun", "it was awful " * 6, "fine", "dull dull",
          "lovely little thing", "worst"]  # fmt: skip

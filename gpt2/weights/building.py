@@ -12,8 +12,8 @@ import tiktoken
 import torch
 from torch import nn
 
-from gpt2.checkpoint import load_checkpoint
 from gpt2.heads import Head, build_head, describe_head
+from gpt2.lora import LoRA, add_adapters
 from gpt2.model import GPT2, SIZES, GPT2Config, choose_trainable
 from gpt2.optimization import parameter_groups
 from gpt2.support.durable import whole_folder
@@ -21,11 +21,8 @@ from gpt2.support.errors import UserError
 from gpt2.support.flags import flag
 from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import MINI_FOLDER, get_encoding
-from gpt2.weights.hugging_face import (
-    RELEASED,
-    download_released,
-    load_pretrained,
-)
+from gpt2.weights.hugging_face import RELEASED
+from gpt2.weights.loading import check_base, pretrained, weights_sha256
 from gpt2.weights.model_folder import ModelFolder, open_model_folder
 
 _MINI_VOCABULARY = SIZES["mini"].vocab_size
@@ -132,11 +129,15 @@ def find_model_folder(settings: ModelSettings) -> ModelFolder:
 
 def starting_point(settings: ModelSettings, run: RunFolder) -> ModelSettings:
     """The settings to build the model by: those given, or of a run to resume its own `last/`, so
-    that what `--model` named when it began need not be there any more."""
+    that what `--model` named when it began need not be there any more; but for adapters, which
+    stand on it. Raises UserError if these weights are gone, or have changed."""
     last = whole_folder(run.folder / "last")
-    if run.resume and last.is_dir() and (run.folder / "before.json").is_file():
-        return ModelSettings(model=str(last), dropout=settings.dropout)
-    return settings
+    if not (run.resume and last.is_dir() and (run.folder / "before.json").is_file()):
+        return settings
+    lora = open_model_folder(last).lora
+    if lora:
+        check_base(lora)
+    return ModelSettings(model=lora.base if lora else str(last), dropout=settings.dropout)
 
 
 def check_not_overwritten(settings: ModelSettings, run: Path) -> None:
@@ -172,36 +173,38 @@ def build_model(
     train: str,
     seed: int,
     labels: Sequence[str] | None = None,
+    lora: LoRA | None = None,
 ) -> tuple[GPT2, str]:
-    """The model that training starts from, on the CPU, frozen but for what `train` names; and where
-    its weights come from, in words.
+    """The model that training starts from, on the CPU, frozen but for what `train` names, or with
+    the adapters that `lora` asks for; and where its weights come from, in words.
 
     Random weights depend on `seed` alone. A head is taken over if it does the same: language models
     go on with theirs, a classifier with one of the same pooling and `labels`; else it is new.
 
     Raises UserError if the weights cannot be had, if the head would not come back from a
-    checkpoint, or if `train` names nothing that the model has.
+    checkpoint, or if `train` or `lora` names nothing that the model has.
     """
     torch.manual_seed(seed)
     if initial_weights(settings) == "random":
+        if lora:
+            raise UserError("--train lora: adapts weights that have learnt something, not random")
         model, origin = GPT2(config, make_head(config)), "random weights"
     elif settings.model in SIZES:
         released = RELEASED.get(settings.model)
-        folder = download_released(settings.model) if released else MINI_FOLDER
-        model = _fill(folder, config, make_head(config), take_head=False)
+        model = pretrained(settings.model, config, make_head(config), take_head=False)
         origin = f"pretrained weights{f' of {released[0]}' if released else ''}"
         if not model.head.ties_wte:
             origin += ", new head"
     else:
         found, head = find_model_folder(settings), make_head(config)
         why_new = _why_new_head(found, head, labels)
-        if found.kind == "hugging face":
-            model = _fill(found.folder, config, head, take_head=not why_new)
-        else:
-            model = _from_checkpoint(found, config, head, take_head=not why_new)
+        model = pretrained(settings.model, config, head, take_head=not why_new)
         taken = f"trunk, new head ({why_new})," if why_new else "trunk and head"
         origin = f"{taken} of {found.folder} ({found.task})"
     _check_rebuilt(model.head, config)
+    if lora:
+        _put_adapters(model, settings, lora)
+        return model, origin
     try:
         choose_trainable(model, train)
     except ValueError as error:
@@ -209,24 +212,16 @@ def build_model(
     return model, origin
 
 
-def _fill(folder: Path, config: GPT2Config, head: Head, take_head: bool) -> GPT2:
-    with torch.device("meta"):  # no memory and no random numbers for what is about to be read
-        model = GPT2(config, head)
-    load_pretrained(folder, model, take_head)
-    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if left:
-        raise UserError(f"{folder}: has nothing for {', '.join(left)}; use --init random")
-    return model
-
-
-def _from_checkpoint(found: ModelFolder, config: GPT2Config, head: Head, take_head: bool) -> GPT2:
-    model = GPT2(config, head)
-    trained, _ = load_checkpoint(found.folder, found.task)
-    weights = trained.state_dict()
-    if not take_head:
-        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
-    model.load_state_dict(weights, strict=False)  # the head may be missing, nothing else
-    return model
+def _put_adapters(model: GPT2, settings: ModelSettings, lora: LoRA) -> None:
+    """Put adapters on `model` that know whose weights they stand on."""
+    base = settings.model
+    if base not in SIZES:
+        base = str(find_model_folder(settings).folder.resolve())
+    lora = dataclasses.replace(lora, base=base, base_sha256=weights_sha256(base))
+    try:
+        add_adapters(model, lora)
+    except ValueError as error:
+        raise UserError(f"--lora-on {lora.on}: {error}") from None
 
 
 def _check_rebuilt(head: Head, config: GPT2Config) -> None:

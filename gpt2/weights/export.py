@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from gpt2.checkpoint import Recipe, load_checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.generation import SamplingSettings
 from gpt2.model import GPT2
 from gpt2.support.errors import UserError
@@ -35,6 +35,7 @@ from gpt2.support.files import write_json
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.script import run_script
 from gpt2.weights.hugging_face import to_stored_names
+from gpt2.weights.loading import load_model
 from gpt2.weights.model_card import model_card
 from gpt2.weights.model_folder import open_model_folder
 from gpt2.weights.parity import check_parity
@@ -84,7 +85,7 @@ def export(run: Path, folder: Path, dtype: str = "float32") -> None:
     if found.kind != "checkpoint":
         raise UserError(f"{run}: is not a run of this project, but in the Hugging Face layout")
     check_export(folder)
-    model, recipe = load_checkpoint(found.folder, found.task)
+    model, recipe = load_model(found.folder, found.task)
     check_export(folder, model)
     beside = [run / "results.json", found.folder.parent / "results.json"]
     results = next((json.loads(f.read_text("utf-8")) for f in beside if f.is_file()), {})

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from gpt2.lora import merged_parameters
 from gpt2.model import GPT2, GPT2Config
 from gpt2.support.errors import UserError
 from gpt2.support.files import read_utf8
@@ -112,15 +113,24 @@ class StoredWeights:
 def open_weights(folder: Path) -> StoredWeights:
     """The weights of `folder`: safetensors, whole or in shards, or else PyTorch's own format, of
     which nothing but tensors is read. Raises UserError if they are missing or damaged."""
-    for name, opener in (
-        ("model.safetensors", _open_safetensors),
-        ("pytorch_model.bin", _open_pickled),
-    ):
+    path, files = _find_weights(folder)
+    opener = _open_safetensors if files[0].suffix == ".safetensors" else _open_pickled
+    return opener(path, files)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of `folder`. Raises UserError if there are none."""
+    return _find_weights(folder)[1]
+
+
+def _find_weights(folder: Path) -> tuple[Path, list[Path]]:
+    """What to call the weights of `folder`, the file or the index of the files, and these files."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            return opener(folder / name, [folder / name])
+            return folder / name, [folder / name]
         if index.is_file():
-            return opener(index, _shards(index))
+            return index, _shards(index)
     raise UserError(f"{folder}: has no weights (model.safetensors or pytorch_model.bin)")
 
 
@@ -284,9 +294,10 @@ def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def to_stored_names(model: GPT2) -> dict[str, Tensor]:
-    """The parameters of `model` under the names, and in the orientation, of the layout."""
+    """The parameters of `model`, with its adapters merged, under the names, and in the orientation,
+    of the layout."""
     weights: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in merged_parameters(model).items():
         tensor = parameter.detach().cpu()
         tensor = tensor.t() if name.endswith(TRANSPOSED) else tensor
         stored = {"head.weight": "lm_head.weight", "head.score.weight": "score.weight"}

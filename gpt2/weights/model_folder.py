@@ -11,6 +11,7 @@ from typing import Any
 import tiktoken
 
 from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.lora import LoRA
 from gpt2.model import SIZES, GPT2Config
 from gpt2.support.durable import whole_folder
 from gpt2.support.errors import UserError
@@ -32,6 +33,7 @@ class ModelFolder:
     head: dict[str, Any]  # as gpt2.heads.describe_head gives it
     labels: list[str] | None
     encoding: Callable[[], tiktoken.Encoding]
+    lora: LoRA | None = None  # of a checkpoint of --train lora
 
 
 def open_model_folder(folder: Path) -> ModelFolder:
@@ -57,6 +59,7 @@ def _read_checkpoint(folder: Path) -> ModelFolder:
             content["head"],
             content["settings"].get("labels"),
             lambda: load_encoding(folder),
+            LoRA(**content["lora"]) if content.get("lora") else None,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpt2.lora import merged_parameters
 from gpt2.model import GPT2
 from gpt2.support.errors import UserError
 from gpt2.support.same_logits import compute_logits, fixed_rows, same_logits
@@ -35,12 +36,13 @@ def check_parity(model: GPT2) -> None:
 
 @torch.no_grad()
 def transformers_logits(model: GPT2, architecture: str, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """The logits that transformers' `architecture` computes from the parameters of `model` for
-    `tokens` (B, T) with `lengths` (B,): (B, T, V), or (B, classes) of a classifier.
+    """The logits that transformers' `architecture` computes from the parameters of `model`, its
+    adapters merged, for `tokens` (B, T) with `lengths` (B,): (B, T, V), or (B, classes) of a
+    classifier.
 
     Raises ValueError if it has other parameters than these.
     """
-    config, left = model.config, dict(model.named_parameters())
+    config, left = model.config, merged_parameters(model)
     C = config.n_embd
 
     def take(name: str, *shape: int) -> Tensor:
