@@ -1,7 +1,8 @@
-"""Does it fit? What fine-tuning all weights of a GPT-2 takes, computed and measured.
+"""Does it fit? What fine-tuning a GPT-2 takes, all weights or adapters, computed and measured.
 
-python benchmarks/memory.py                       # every built-in size, computed
-python benchmarks/memory.py --measure gpt2        # one of them, measured in two steps of training
+python benchmarks/memory.py                              # every built-in size, computed
+python benchmarks/memory.py --measure gpt2               # one of them, measured in two steps
+python benchmarks/memory.py --measure gpt2 --train lora
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.lora import LoRA, add_adapters
 from gpt2.model import GPT2, QUERIES_AT_ONCE, SIZES, GPT2Config, in_blocks
 from gpt2.optimization import parameter_groups
 from gpt2.support.device import DeviceSettings, arithmetic, autocast, choose_device, peak_memory
@@ -41,6 +43,10 @@ class MemorySettings:
     """Memory"""
 
     measure: str = flag("", "built-in size to measure: two steps on random weights and tokens")
+    train: str = flag(
+        "all", "what is trained: all weights, or adapters of rank 8 and a head",
+        choices=("all", "lora"),
+    )  # fmt: skip
     max_length: int = flag(512, "tokens of each row", at_least=1)
     batch_size: int = flag(8, "rows in memory at once (--micro-batch-size in training)", at_least=1)
 
@@ -57,37 +63,58 @@ def download_size(config: GPT2Config) -> int:
     return 4 * (count_by_shape(config) + config.n_layer * config.n_positions**2)
 
 
-def training_memory(
-    config: GPT2Config, rows: int, length: int, bfloat16: bool, keeps_scores: bool
-) -> int:
-    """Bytes that training all weights takes on `rows` of `length` tokens at once, all real.
+def count_adapters(config: GPT2Config) -> int:
+    """The parameters of the adapters that --train lora puts on a model of this shape."""
+    with torch.device("meta"):
+        model = GPT2(config, LanguageModelHead(config))
+        add_adapters(model, LoRA())
+    return count_parameters(model)[1]
 
-    A parameter takes 16 bytes: itself, its gradient and AdamW's two moments, 4 each; and 2 for the
-    copy that bfloat16 is multiplied with. What a block keeps for the way back is, for each token
-    and in widths of the model: both norms' inputs and outputs (4), query, key and value (3), what
-    attention gave, as it came and reshaped (2), and the wide half of the MLP before and after GELU
-    (4 + 4). In bfloat16 all but the norms' 4 take half the bytes, and the norms' outputs are kept
-    once more (2). `keeps_scores`: attention written out, see gpt2/model.py, keeps what each
-    token makes of those it may see, and of a few more.
+
+def training_memory(
+    config: GPT2Config, rows: int, length: int, bfloat16: bool, keeps_scores: bool, train: str
+) -> int:
+    """Bytes that training takes on `rows` of `length` tokens at once, all real.
+
+    A trained parameter takes 16 bytes: itself, its gradient and AdamW's two moments, 4 each; a
+    frozen one 4; and both 2 for the copy that bfloat16 is multiplied with. What a block keeps for
+    the way back is, for each token and in widths of the model: both norms' inputs and outputs (4),
+    query, key and value (3), what attention gave, as it came and reshaped (2), and the wide half of
+    the MLP before and after GELU (4 + 4). In bfloat16 all but the norms' 4 take half the bytes, and
+    the norms' outputs are kept once more (2). Adapters in attention and MLP need the same. With
+    `keeps_scores` attention written out, see gpt2/model.py, keeps what each token makes of those it
+    may see, and of a few more.
     """
-    parameter = 18 if bfloat16 else 16
+    trained, frozen = count_by_shape(config), 0
+    if train == "lora":
+        trained, frozen = count_adapters(config), trained
+    weights = 16 * trained + 4 * frozen + (2 * (trained + frozen) if bfloat16 else 0)
     block = 4 * 4 + (2 + 3 + 2 + 4 + 4) * 2 if bfloat16 else (4 + 3 + 2 + 4 + 4) * 4
     kept = rows * length * config.n_embd * block
     if keeps_scores:
         pairs = min(length, (length + QUERIES_AT_ONCE) / 2) * length
         kept += int(rows * config.n_head * pairs * 2)
-    return parameter * count_by_shape(config) + config.n_layer * kept
+    return weights + config.n_layer * kept
 
 
 def measure(
-    config: GPT2Config, rows: int, length: int, precision: str, device: str, steps: int = 2
+    config: GPT2Config,
+    rows: int,
+    length: int,
+    precision: str,
+    device: str,
+    steps: int = 2,
+    train: str = "all",
 ) -> tuple[float, int]:
     """Steps of training on `rows` of `length` random tokens: the seconds that one takes, the median
     of all but the first, and the peak of this process's memory, in bytes; on a GPU, of the GPU's
     memory that holds tensors."""
     place = choose_device(device)
     config = dataclasses.replace(config, dropout=0.0)  # as the scripts train
-    model = GPT2(config, ClassificationHead(config, 2, "mean")).to(place)
+    model = GPT2(config, ClassificationHead(config, 2, "mean"))
+    if train == "lora":
+        add_adapters(model, LoRA())
+    model.to(place)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True)
     tokens = torch.randint(config.vocab_size, (rows, length), device=place)
     lengths = torch.full((rows,), length, device=place)
@@ -125,6 +152,7 @@ def main() -> None:
             settings.max_length,
             bfloat16,
             keeps_scores=bfloat16 and in_blocks(device, torch.bfloat16, settings.max_length),
+            train=settings.train,
         )
         row = [
             name,
@@ -133,12 +161,15 @@ def main() -> None:
             f"{computed / _GIB:.1f} GiB",
         ]
         if settings.measure:
-            _, peak = measure(config, settings.batch_size, settings.max_length, on.precision,
-                              on.device)  # fmt: skip
-            row.append(f"{peak / _GIB:.1f} GiB")
+            seconds, peak = measure(
+                config, settings.batch_size, settings.max_length, on.precision, on.device,
+                train=settings.train,
+            )  # fmt: skip
+            row += [f"{peak / _GIB:.1f} GiB", f"{seconds:.1f} s"]
         rows.append(row)
-    header = ["model", "parameters", "download", "computed", "measured"]
-    print(f"training all weights on {settings.batch_size} rows of {settings.max_length} tokens, "
+    header = ["model", "parameters", "download", "computed", "measured", "a step"]
+    what = "adapters of rank 8" if settings.train == "lora" else "all weights"
+    print(f"training {what} on {settings.batch_size} rows of {settings.max_length} tokens, "
           f"{'bfloat16' if bfloat16 else 'float32'} on {device}\n")  # fmt: skip
     print(format_table(header[: len(rows[0])], rows))
 

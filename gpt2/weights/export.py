@@ -1,6 +1,7 @@
 """A fine-tuned model out, as a folder that transformers loads without this project.
 
     python -m gpt2.weights.export RUN FOLDER
+    python -m gpt2.weights.export RUN FOLDER --adapter  # of --train lora, for the library peft
 
 The tokenizer that goes with it does to a text what prediction does here, as far as its own means
 go, so that a pipeline gives this project's labels and this project's greedy text.
@@ -39,6 +40,7 @@ from gpt2.weights.loading import load_model
 from gpt2.weights.model_card import model_card
 from gpt2.weights.model_folder import open_model_folder
 from gpt2.weights.parity import check_parity
+from gpt2.weights.peft_layout import write_adapters
 from gpt2.weights.tokenizer_files import write_tokenizer_files
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -64,6 +66,11 @@ class ExportSettings:
         "what the weights are stored in; the others take half the space",
         choices=tuple(DTYPES),
     )
+    adapter: bool = flag(
+        False,
+        "of a run of --train lora: the adapters alone, in the layout of the library peft; without "
+        "it they are merged into the weights",
+    )
 
 
 def check_export(folder: Path, model: GPT2 | None = None) -> None:
@@ -74,12 +81,13 @@ def check_export(folder: Path, model: GPT2 | None = None) -> None:
         check_parity(model)
 
 
-def export(run: Path, folder: Path, dtype: str = "float32") -> None:
+def export(run: Path, folder: Path, dtype: str = "float32", adapter: bool = False) -> None:
     """Write the best model of `run`, a run folder or checkpoint, to the new `folder` in the Hugging
-    Face layout, and print how to use it. `dtype` is what the weights are stored in.
+    Face layout, or with `adapter` its adapters in that of peft, and print how to use it. `dtype` is
+    what the weights are stored in.
 
-    Raises UserError if `run` holds no model, if transformers computes something else from its
-    weights, or if `folder` is taken or cannot be written; there is then no half of it.
+    Raises UserError if `run` holds no model or no adapters, if transformers computes something else
+    from its weights, or if `folder` is taken or cannot be written; there is then no half of it.
     """
     found = open_model_folder(run)
     if found.kind != "checkpoint":
@@ -94,15 +102,17 @@ def export(run: Path, folder: Path, dtype: str = "float32") -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process that had our number
     try:
         temporary.mkdir(parents=True)
-        weights = {
-            name: tensor.to(DTYPES[dtype]) for name, tensor in to_stored_names(model).items()
-        }
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        base = write_adapters(temporary, model, DTYPES[dtype]) if adapter else ""
+        if not adapter:
+            weights = {
+                name: tensor.to(DTYPES[dtype]) for name, tensor in to_stored_names(model).items()
+            }
+            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         _write_tokenizer(temporary, model, recipe)
         write_json(temporary / "config.json", _config(model, recipe, dtype))
         if "labels" not in recipe.settings:
             write_json(temporary / "generation_config.json", _generation_config(recipe))
-        card = model_card(folder.resolve().name, model, recipe, results)
+        card = model_card(folder.resolve().name, model, recipe, results, base)
         (temporary / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         for file in temporary.iterdir():  # safetensors makes files only their owner reads
             shutil.copymode(temporary / "config.json", file)
@@ -248,7 +258,7 @@ def main() -> None:
         "Write a fine-tuned model as a folder that transformers loads.",
         add_arguments=add_arguments,
     )
-    export(arguments.run, arguments.folder, settings.dtype)
+    export(arguments.run, arguments.folder, settings.dtype, settings.adapter)
 
 
 if __name__ == "__main__":

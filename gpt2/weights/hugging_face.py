@@ -33,6 +33,8 @@ RELEASED = {
 }
 CLASSIFIER = "GPT2ForSequenceClassification"  # what config.json calls it; GPT2LMHeadModel otherwise
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# a head's weight here -> there; every other name gets `transformer.` in front
+STORED_HEADS = {"head.weight": "lm_head.weight", "head.score.weight": "score.weight"}
 
 # What config.json may say besides the shape, and the only values that gpt2/model.py computes.
 _FIXED = {
@@ -219,14 +221,13 @@ def load_pretrained(folder: Path, model: GPT2, with_head: bool) -> None:
 
 def _match_names(stored: StoredWeights, model: GPT2) -> tuple[dict[str, str], list[str]]:
     """Our name -> the stored name, and the stored names that mean nothing here."""
-    known = {name for name, _ in model.named_parameters()} | {"head.weight", "head.score.weight"}
+    known = {name for name, _ in model.named_parameters()} | set(STORED_HEADS)
+    heads = {there: here for here, there in STORED_HEADS.items()}
     name_of: dict[str, str] = {}
     unexpected = []
     for stored_name in sorted(stored.shapes):
         name = stored_name.removeprefix("transformer.")
-        name = {"lm_head.weight": "head.weight", "score.weight": "head.score.weight"}.get(
-            name, name
-        )
+        name = heads.get(name, name)
         if _MASK.fullmatch(name):
             continue
         if name in known and name not in name_of:
@@ -300,6 +301,5 @@ def to_stored_names(model: GPT2) -> dict[str, Tensor]:
     for name, parameter in merged_parameters(model).items():
         tensor = parameter.detach().cpu()
         tensor = tensor.t() if name.endswith(TRANSPOSED) else tensor
-        stored = {"head.weight": "lm_head.weight", "head.score.weight": "score.weight"}
-        weights[stored.get(name, f"transformer.{name}")] = tensor.contiguous()
+        weights[STORED_HEADS.get(name, f"transformer.{name}")] = tensor.contiguous()
     return weights

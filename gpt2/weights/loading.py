@@ -16,6 +16,7 @@ from gpt2.support.errors import UserError
 from gpt2.tokenizer import MINI_FOLDER
 from gpt2.weights.hugging_face import RELEASED, download_released, load_pretrained, weight_files
 from gpt2.weights.model_folder import open_model_folder
+from gpt2.weights.peft_layout import WEIGHTS, merge_adapters, read_adapters
 
 
 def load_model(path: Path, task: str) -> tuple[GPT2, Recipe]:
@@ -60,6 +61,11 @@ def pretrained(model: str, config: GPT2Config, head: Head, take_head: bool) -> G
     found = open_model_folder(Path(model))
     if found.kind == "hugging face":
         return _fill(found.folder, config, head, take_head)
+    if found.kind == "peft":
+        adapters = read_adapters(found.folder)
+        filled = pretrained(adapters.base, config, head, take_head and not adapters.head)
+        merge_adapters(found.folder, filled, take_head)
+        return filled
     filled = GPT2(config, head)
     trained, _ = load_model(found.folder, found.task)
     weights = trained.state_dict() | merged_parameters(trained)
@@ -83,7 +89,10 @@ def weights_sha256(model: str) -> str:
 def _files_of(model: str) -> list[Path]:
     if model in SIZES:
         return [_folder_of(model) / "model.safetensors"]
-    return weight_files(open_model_folder(Path(model)).folder)
+    found = open_model_folder(Path(model))
+    if found.kind == "peft":
+        return [found.folder / WEIGHTS, *_files_of(read_adapters(found.folder).base)]
+    return weight_files(found.folder)
 
 
 def _folder_of(name: str) -> Path:

@@ -34,15 +34,34 @@ print(answer(question, return_full_text=False)[0]["generated_text"])
 about = [{{"role": "user", "content": "Is this positive?", "input": "What a day!"}}]
 print(answer(about, return_full_text=False)[0]["generated_text"])"""
 
+# What comes before, of adapters
+_ADAPTED = """\
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelFor{task}, AutoTokenizer
 
-def model_card(name: str, model: GPT2, recipe: Recipe, results: dict[str, Any]) -> str:
+config = AutoConfig.from_pretrained("{name}")
+base = AutoModelFor{task}.from_pretrained({base}, config=config)
+model = PeftModel.from_pretrained(base, "{name}").merge_and_unload()
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+
+"""
+
+
+def model_card(
+    name: str, model: GPT2, recipe: Recipe, results: dict[str, Any], base: str = ""
+) -> str:
     """Markdown with the YAML head that the hub reads. `results` may be empty: a checkpoint without
-    its run has no figures to tell."""
+    its run has no figures to tell. `base`: what adapters stand on that are alone in the folder."""
     use = {"classification": _CLASSIFY, "instruction": _ANSWER}.get(recipe.task, _CONTINUE)
     example = results.get("data", {}).get("example", "Put a text here.")
     example = json.dumps(example if isinstance(example, str) else example[0], ensure_ascii=False)
+    if base:
+        task = "SequenceClassification" if recipe.task == "classification" else "CausalLM"
+        use = _ADAPTED.replace("{task}", task).replace("{base}", json.dumps(base)) + use.replace(
+            'model="{name}"', "model=model, tokenizer=tokenizer"
+        )
     parts = [
-        _head(recipe, results),
+        _head(recipe, results, base),
         f"# {name}",
         _what(model, recipe, results),
         f"## Use\n\n```python\n{use.format(name=name, example=example)}\n```",
@@ -59,9 +78,10 @@ def _section(title: str, lines: list[str]) -> str:
     return f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
 
 
-def _head(recipe: Recipe, results: dict[str, Any]) -> str:
+def _head(recipe: Recipe, results: dict[str, Any], base: str) -> str:
     kind = "classification" if recipe.task == "classification" else "generation"
-    lines = ["---", "library_name: transformers", f"pipeline_tag: text-{kind}",
+    library = "peft" if base else "transformers"
+    lines = ["---", f"library_name: {library}", f"pipeline_tag: text-{kind}",
              f"tags:\n- gpt2\n- {_PROJECT}"]  # fmt: skip
     if recipe.settings.get("trained_on"):
         lines.append("license: other")  # those that its last section names

@@ -17,14 +17,15 @@ from gpt2.support.durable import whole_folder
 from gpt2.support.errors import UserError
 from gpt2.tokenizer import get_encoding, load_encoding
 from gpt2.weights.hugging_face import CLASSIFIER, read_description
+from gpt2.weights.peft_layout import CONFIG, read_adapters
 from gpt2.weights.tokenizer_files import read_tokenizer_files
 
 
 @dataclass
 class ModelFolder:
-    """A folder that `--model` names. `kind` is "checkpoint" (of a run of this project) or "hugging
-    face" (the layout). A trained head can go on only where its description and labels are those of
-    the new one."""
+    """A folder that `--model` names. `kind` is "checkpoint" (of a run of this project), "hugging
+    face" (the layout) or "peft" (adapters, with the shape and the tokens of their base). A trained
+    head can go on only where its description and labels are those of the new one."""
 
     folder: Path
     kind: str
@@ -37,12 +38,14 @@ class ModelFolder:
 
 
 def open_model_folder(folder: Path) -> ModelFolder:
-    """What lies in `folder`: a run (its best checkpoint counts), a checkpoint, or a GPT-2 in the
-    Hugging Face layout. Weights are not read yet. Raises UserError."""
+    """What lies in `folder`: a run (its best checkpoint counts), a checkpoint, a GPT-2 in the
+    Hugging Face layout, or adapters for one. Weights are not read yet. Raises UserError."""
     best = whole_folder(folder / "best")
     folder = best if best.is_dir() else folder
     if (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: this run has not saved a model")
+    if (folder / CONFIG).is_file():
+        return _read_peft(folder)
     if (folder / "encoding.json").is_file() and (folder / "config.json").is_file():
         return _read_checkpoint(folder)
     return _read_layout(folder)
@@ -63,6 +66,25 @@ def _read_checkpoint(folder: Path) -> ModelFolder:
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
+
+
+def _read_peft(folder: Path) -> ModelFolder:
+    adapters = read_adapters(folder)
+    if adapters.base in SIZES:
+        name = "mini" if adapters.base == "mini" else "gpt2"
+        head = {"kind": LanguageModelHead.kind}
+        config, labels, encoding = SIZES[adapters.base], None, lambda: get_encoding(name)
+    else:
+        base = open_model_folder(Path(adapters.base))
+        config, head, labels, encoding = base.config, base.head, base.labels, base.encoding
+    if adapters.head == "head.score.weight":
+        classes = len(adapters.tensors[adapters.head])
+        head = {"kind": ClassificationHead.kind, "num_classes": classes, "pooling": "last"}
+        if (
+            folder / "config.json"
+        ).is_file():  # peft writes none; it may be put there for its names
+            labels = read_description(folder).labels
+    return ModelFolder(folder, "peft", "peft adapters", config, head, labels, encoding)
 
 
 def _read_layout(folder: Path) -> ModelFolder:
