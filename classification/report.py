@@ -23,8 +23,8 @@ from gpt2.support.tables import format_table, percent, plot_curves
 
 def contender_names(results: dict[str, Any]) -> dict[str, str]:
     """How the table calls each contender of results.json."""
-    name = results["model"]["name"]
-    name = name if "gpt2" in name else f"GPT-2 {name}"
+    name, family = results["model"]["name"], results["model"]["family"]
+    name = name if family == "GPT-2" and "gpt2" in name else f"{family} {name}"
     baseline = results["baseline"]
     return {
         "majority": "majority class",
@@ -174,8 +174,9 @@ def _describe_run(results: dict[str, Any]) -> str:
         f"({percent(results['after']['validation']['accuracy'])}), were tested. Intervals are "
         "95 % (Wilson); differences have the 95 % interval of the paired bootstrap over the "
         'rows and the exact p of McNemar\'s test. "Both together" is the weighted mean of the '
-        f"log-probabilities of bag of words and GPT-2 ({together['weight']:.2f} for GPT-2, chosen "
-        f"on validation); the two agree on {percent(together['agreement'])} of the rows."
+        f"log-probabilities of bag of words and {model['family']} ({together['weight']:.2f} for "
+        f"the latter, chosen on validation); the two agree on "
+        f"{percent(together['agreement'])} of the rows."
     )
 
 

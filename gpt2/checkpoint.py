@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gpt2.heads import build_head, describe_head
-from gpt2.model import GPT2, GPT2Config
+from gpt2.encoder import describe_model, rebuild_model
 from gpt2.support.distributed import distribute_like, full_tensor, on_rank_0, rank, reshard
 from gpt2.support.durable import MANIFEST, check_folder, replacing_folder, whole_folder
 from gpt2.support.errors import UserError
@@ -40,7 +38,7 @@ from gpt2.support.same_logits import (
     own_classes,
     same_logits,
 )
-from gpt2.tokenizer import load_encoding, save_encoding
+from gpt2.tokenizer import Encoding, load_encoding, save_encoding
 
 # What each task needs to prepare new text as it was prepared for training, the columns in which it
 # stands in a table, and what the weights have learnt from, with the licences.
@@ -78,7 +76,7 @@ class Recipe:
     for `task`."""
 
     task: str
-    encoding: tiktoken.Encoding
+    encoding: Encoding
     settings: dict[str, Any]
 
 
@@ -105,7 +103,7 @@ class TrainingState:
 
 def save_checkpoint(
     folder: Path,
-    model: GPT2,
+    model: nn.Module,
     recipe: Recipe,
     state: TrainingState,
     optimizer: torch.optim.Optimizer | None = None,
@@ -118,8 +116,7 @@ def save_checkpoint(
     """
     description = {
         "task": recipe.task,
-        "model": dataclasses.asdict(model.config),
-        "head": describe_head(model.head),
+        **describe_model(model),
         "settings": recipe.settings,
         "step": state.step,
         "validation": state.validation,
@@ -147,7 +144,7 @@ def save_checkpoint(
 
 
 def load_training(
-    folder: Path, model: GPT2, optimizer: torch.optim.Optimizer, data: str
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data: str
 ) -> TrainingState:
     """Make `model` and `optimizer` what they were when `folder` was saved; returns where the loop
     stood.
@@ -174,7 +171,7 @@ def load_training(
             f"{folder}: the training rows are not those that this run began with; give it the same "
             "files again, or start a new run"
         )
-    head = describe_head(model.head)
+    head = describe_model(model)["head"]
     if head_then != head:  # it may have the same names and shapes, and compute something else
         raise UserError(f"{folder}: was saved with the head {head_then}, but the model has {head}")
     _take_weights(folder, model)
@@ -191,7 +188,7 @@ def load_training(
     return state
 
 
-def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
+def load_checkpoint(path: Path, task: str) -> tuple[nn.Module, Recipe]:
     """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
     folder. The model is on the CPU and in evaluation mode.
 
@@ -213,8 +210,6 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
     try:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found_task = description["task"]
-        config = GPT2Config(**description["model"])
-        head_description = dict(description["head"])
         saved = _OLDER | description["settings"]
         settings = {name: saved[name] for name in SETTINGS[found_task]}
     except (ValueError, TypeError, KeyError) as error:
@@ -222,12 +217,11 @@ def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
     if found_task != task:
         raise UserError(f"{path}: a model for {found_task}, not for {task}")
     try:
-        head = build_head(config, head_description)
+        model = rebuild_model(description)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{folder / 'config.json'}: its head cannot be built: {error}; {_made_by(folder)}"
+            f"{folder / 'config.json'}: its model cannot be built: {error}; {_made_by(folder)}"
         ) from None
-    model = GPT2(config, head)
     _take_weights(folder, model)
     return model.eval(), Recipe(found_task, load_encoding(folder), settings)
 
@@ -248,7 +242,7 @@ def change_settings(folder: Path, changed: dict[str, Any]) -> None:
     on_rank_0(write)
 
 
-def load_weights(folder: Path, model: GPT2) -> None:
+def load_weights(folder: Path, model: nn.Module) -> None:
     """Copy the weights of the checkpoint `folder` into `model`. Raises UserError if they are
     damaged or do not fit, and `model` is then unchanged; or if they compute something else in it
     than they did when they were saved."""
