@@ -28,10 +28,12 @@ from classification.train_gpt import ClassificationSettings, fine_tune
 from gpt2.batching import check_batch_size
 from gpt2.one_run import begin_encoder
 from gpt2.optimization import TrainingConfig
+from gpt2.support.errors import UserError
 from gpt2.support.flags import parse_flags
 from gpt2.support.run_folder import RunSettings
 from gpt2.support.script import run_script
 from gpt2.support.splits import data_name
+from gpt2.tokenizer import tokens_around
 from gpt2.weights.building import check_max_length
 from gpt2.weights.encoders import EncoderSettings, find_encoder
 from gpt2.weights.licences import with_licences_of_data
@@ -46,6 +48,12 @@ def main() -> None:
     name = f"classification-{data_name(data.data, BUILT_IN)}"
     run = begin_encoder(name, model_settings, config, run_settings)
     check_max_length(task.max_length, run.config)
+    least = 1 + sum(map(len, tokens_around(run.encoding)))
+    if task.max_length < least:
+        raise UserError(
+            f"--max-length {task.max_length}: leaves nothing of a text between the encoder's own "
+            f"tokens; at least {least}"
+        )
 
     # ---- chapter 1: data
     splits = load_splits(data, data.split_seed)

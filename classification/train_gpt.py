@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from baselines.finished_runs import read_beside
 from baselines.train_logreg import FEATURES, measure_baseline
 from classification.calibration import calibrate, check_threshold
 from classification.data import (
@@ -120,6 +121,10 @@ class ClassificationSettings:
         "", "with two classes: predict the second one from this probability on, as 0.3, or f1 for "
         "the one with the best F1 on validation; left out, the likelier class",
     )  # fmt: skip
+    beside: tuple[str, ...] = flag(
+        (), "finished runs on the same rows, RUN or RUN:baseline, that stand in the table too, "
+        "each with the difference from this one", names=(), may_change=True,
+    )  # fmt: skip
 
 
 # The script's flags; a sweep checks its own with them.
@@ -184,6 +189,7 @@ def fine_tune(
     zero_shot   texts -> (rows, num_classes) log-probabilities of the model before any training
     """
     data, task, config = settings["data"], settings["task"], run.training
+    finished_runs = read_beside(task.beside, splits, task.report_on)
 
     # ---- chapter 3: tokens
     datasets = {
@@ -257,7 +263,12 @@ def fine_tune(
     }
     results["baseline"] |= baseline
     results["together"] |= describe_together(predictions[task.report_on], weight)
-    results["evidence"] = weigh_evidence(predictions[task.report_on])
+    results["beside"] = {
+        name: {task.report_on: other.metrics, "seconds": other.seconds}
+        for name, other in finished_runs.items()
+    }
+    others = {name: other.right for name, other in finished_runs.items()}
+    results["evidence"] = weigh_evidence(predictions[task.report_on], others)
     for split, kept in predictions.items():
         write_predictions(run.folder.folder, kept, split)
     write_report(run.folder, results, predictions[task.report_on])

@@ -102,6 +102,8 @@ def list_files(
             f"gated, {_LOG_IN}"
         ) from None
     except Exception as error:
+        if not kept.is_file() and (found := _in_cache(kind, repository, revision)):
+            return found
         if not kept.is_file():
             end = f"; {way_out}" if way_out else ""
             raise UserError(
@@ -120,6 +122,20 @@ def list_files(
         for file in (kept, folder / f"{info.sha}.json"):
             write_file(file, json.dumps(listing, indent=2).encode())
     return info.sha, listing["files"]
+
+
+def _in_cache(kind: str, repository: str, revision: str) -> tuple[str, dict[str, int]] | None:
+    """The same as `list_files`, of a model that another program has downloaded."""
+    config = try_to_load_from_cache(repository, "config.json", revision=revision, repo_type=kind)
+    if not isinstance(config, str):
+        return None
+    snapshot = Path(config).parent  # its name is the commit
+    files = {
+        file.relative_to(snapshot).as_posix(): file.stat().st_size
+        for file in snapshot.rglob("*")
+        if file.is_file()
+    }
+    return snapshot.name, files
 
 
 def _reason(error: Exception) -> str:
