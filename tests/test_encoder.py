@@ -14,7 +14,7 @@ from conftest import refused
 from small_hub import SmallHub, turn_client_to
 from test_resume import at_event, in_child, sentences, what_counts
 from tiny_encoders import POSITIONS, save_tiny_encoder
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
 
 from classification.data import IMDbDataset
 from classification.evaluation import classification_loss
@@ -315,6 +315,28 @@ def test_trained_asked_evaluated_compared_and_beside_another(distilbert, tmp_pat
         refused(call_script(wrong, "--model", "run"), "run/best: is an encoder", "train_encoder.py")
     (tmp_path / "run/best/tokenizer.json").write_text("{}")
     refused(call_script("classification/predict.py", "run", "a"), "tokenizer.json: is damaged")
+
+
+@pytest.mark.parametrize("encoder", ["distilbert", "roberta"], indirect=True)
+def test_exported_a_pipeline_of_transformers_gives_the_same_labels(encoder, tmp_path, call_script):
+    done = call_script(TRAIN, "--model", "encoder", *SHORT, "--truncation", "tail", "--out", "run",
+                       "--export", "at the end")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = call_script("gpt2/weights/export.py", "run", "later")
+    assert done.returncode == 0, done.stderr
+    texts = ["What<br />a   film", "dull [SEP] story </s> " * 9 + " and one thing more, I'd say"]
+    done = call_script("classification/predict.py", "run", *texts, "--json", "--raw")
+    expected = [json.loads(line)["probabilities"] for line in done.stdout.splitlines()]
+    assert expected[0] != expected[1]
+    for folder in ("at the end", "later"):
+        classify = pipeline("text-classification", str(tmp_path / folder), top_k=None)
+        for found, wanted in zip(classify(texts, truncation=True), expected, strict=True):
+            assert {each["label"]: each["score"] for each in found} == pytest.approx(
+                wanted, abs=1e-4
+            )
+    card = (tmp_path / "later/README.md").read_text()
+    assert "ForSequenceClassification with" in card and "GPT-2" not in card
+    refused(call_script("gpt2/weights/export.py", "run", "later"), "is not an empty folder")
 
 
 def test_a_run_beside_it_must_have_the_same_rows(tmp_path, call_script):

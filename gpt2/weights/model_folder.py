@@ -41,13 +41,18 @@ def open_model_folder(folder: Path) -> ModelFolder:
     folder = best if best.is_dir() else folder
     if (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: this run has not saved a model")
-    if (folder / MANIFEST).is_file() and not (folder / "encoding.json").is_file():
+    if is_encoder_checkpoint(folder):
         raise UserError(
             f"{folder}: is an encoder of baselines/train_encoder.py, which goes on from it"
         )
     if (folder / "encoding.json").is_file() and (folder / "config.json").is_file():
         return _read_checkpoint(folder)
     return _read_layout(folder)
+
+
+def is_encoder_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is a checkpoint of a run of baselines/train_encoder.py."""
+    return (folder / MANIFEST).is_file() and (folder / "tokenizer.json").is_file()
 
 
 def _read_checkpoint(folder: Path) -> ModelFolder:
