@@ -14,7 +14,14 @@ from conftest import refused
 from small_hub import SmallHub, turn_client_to
 from test_resume import at_event, in_child, sentences, what_counts
 from tiny_encoders import POSITIONS, save_tiny_encoder
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    FNetConfig,
+    FNetForMaskedLM,
+    pipeline,
+)
 
 from classification.data import IMDbDataset
 from classification.evaluation import classification_loss
@@ -459,6 +466,18 @@ def test_other_formats_of_weights_and_what_is_refused(tmp_path, distilbert, call
     refused(call_script(TRAIN, "--model", "nothing"), "neither a folder nor an encoder of the hub")
     (tmp_path / "empty").mkdir()
     refused(call_script(TRAIN, "--model", "empty"), "has no config.json")
+
+
+def test_an_encoder_that_sees_pads_is_refused(tmp_path, call_script, monkeypatch):
+    """FNet mixes all tokens of a row, pads too."""
+    save_tiny_encoder(tmp_path / "tiny", "bert")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    fnet = FNetForMaskedLM(FNetConfig(vocab_size=200, **sizes, max_position_embeddings=POSITIONS))
+    for parameter in fnet.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    fnet.save_pretrained(tmp_path / "tiny")
+    refused(call_script(TRAIN, "--model", "tiny", *SHORT), "change with the padding beside a text")
 
 
 def test_what_fits_and_dropout(tmp_path, distilbert, call_script):

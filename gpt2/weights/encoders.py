@@ -21,6 +21,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.flags import flag
 from gpt2.support.hub import download, list_files
 from gpt2.support.run_folder import RunFolder
+from gpt2.support.same_logits import compute_logits, fixed_rows, how_changed, same_logits
 from gpt2.support.splits import hub_name
 from gpt2.tokenizer import EncoderTokenizer, load_encoding
 
@@ -205,7 +206,8 @@ def build_encoder(
     where its weights come from, in words. It keeps its classifier if that has the same `labels`;
     else it gets a new one, whose weights depend on `seed` alone.
 
-    Raises UserError if the weights do not fit, or if `train` names nothing that it has.
+    Raises UserError if the weights do not fit, if its logits change with the padding beside a text,
+    or if `train` names nothing that it has.
     """
     found = find_encoder(settings)
     config = found.config | {
@@ -227,6 +229,7 @@ def build_encoder(
         model.network.base_model.load_state_dict(trained.base_model.state_dict())
         old = f"the old one's labels were {', '.join(found.labels)}" if found.labels else "no old"
         origin = f"trunk, new head ({old}), of {found.where}"
+    _check_pads(found, model)
     try:
         choose_trainable(model, train)
     except ValueError as error:
@@ -239,6 +242,18 @@ def _encoder(found: FoundEncoder, config: dict[str, Any]) -> Encoder:
         return Encoder(new_network(config))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"--model {found.where}: cannot be built ({error})") from None
+
+
+def _check_pads(found: FoundEncoder, model: Encoder) -> None:
+    """The same text must have the same logits in any batch; FNet, without a mask, is refused."""
+    tokens, lengths = fixed_rows(model.config.n_positions, model.config.vocab_size)
+    beside_a_longer_one = compute_logits(model, tokens, lengths)[1:]
+    alone = compute_logits(model, tokens[1:, : lengths[1]], lengths[1:])
+    if not same_logits(alone, beside_a_longer_one):
+        raise UserError(
+            f"--model {found.where}: its logits change with the padding beside a text "
+            f"({how_changed(alone, beside_a_longer_one)}); take another encoder"
+        )
 
 
 def _dropouts(config: dict[str, Any]) -> list[str]:
