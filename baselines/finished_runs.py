@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from classification.data import Splits
+from classification.evaluation import classification_metrics
 from classification.predictions import read_predictions
 from gpt2.support.errors import UserError
 from gpt2.support.intervals import bootstrap_groups
@@ -17,7 +19,7 @@ from instruction.predictions import read_row_losses
 
 # Settings in which runs of the same experiment may differ: where they wrote, and their seed.
 _INCIDENTAL = ("out", "overwrite", "resume", "export", "seed", "device", "track", "save_every",
-               "log_every", "micro_batch_size", "micro_batch_tokens")  # fmt: skip
+               "log_every", "micro_batch_size", "micro_batch_tokens", "beside")  # fmt: skip
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Contender:
     right: np.ndarray | None
     loss: float
     seconds: float | None
+    metrics: dict[str, float] | None  # as classification_metrics gives them; None for instructions
     settings: dict[str, Any]
 
 
@@ -69,14 +72,14 @@ def read_contender(argument: str, split: str) -> Contender:
         return Contender(
             **common, texts=found.texts, labels=found.answers, scores=found.losses,
             counts=found.targets, right=None, loss=found.losses.sum() / found.targets.sum(),
+            metrics=None,
         )  # fmt: skip
     predictions = read_predictions(folder, split)
     if which not in predictions.log_probabilities:
         there = ", ".join(predictions.log_probabilities)
         raise UserError(f"{argument}: has no '{which}' on its {split} rows; it has: {there}")
     right = predictions.right(which)
-    rows = np.arange(len(right))
-    loss = -predictions.log_probabilities[which][rows, predictions.targets].mean()
+    metrics = classification_metrics(predictions.log_probabilities[which], predictions.targets)
     return Contender(
         **common,
         texts=predictions.texts,
@@ -84,7 +87,8 @@ def read_contender(argument: str, split: str) -> Contender:
         scores=right.astype(np.float64),
         counts=np.ones(len(right)),
         right=right,
-        loss=float(loss),
+        loss=metrics["loss"],
+        metrics=metrics,
     )
 
 
@@ -114,6 +118,21 @@ def _comparable(config: dict[str, Any], which: str) -> dict[str, Any]:
     }
 
 
+def read_beside(runs: Sequence[str], splits: Splits, split: str) -> dict[str, Contender]:
+    """What --beside names, finished runs (RUN or RUN:NAME) of classification, by their names in the
+    table of a new run. Raises UserError if one has other rows than `split`, one of the `splits`."""
+    frame = dict(splits.items())[split]
+    texts, labels = frame["text"].to_list(), [splits.labels[number] for number in frame["label"]]
+    found = {}
+    for run in runs:
+        contender = read_contender(run, split)
+        if contender.task != "classification":
+            raise UserError(f"--beside {run}: a run of {contender.task}, not of classification")
+        same_rows(f"--beside {run}: cannot stand beside this run", contender, texts, labels)
+        found[f"run {run}"] = contender
+    return found
+
+
 def check_same_rows(contenders: list[Contender]) -> None:
     """Raises UserError, with the first difference, unless all have the same task and test rows."""
     first = contenders[0]
@@ -121,20 +140,26 @@ def check_same_rows(contenders: list[Contender]) -> None:
         name = f"{other.folder}: cannot be compared with {first.folder}"
         if other.task != first.task:
             raise UserError(f"{name}: a run of {other.task}, not of {first.task}")
-        if len(other.texts) != len(first.texts):
+        same_rows(name, other, first.texts, first.labels)
+
+
+def same_rows(name: str, other: Contender, texts: list[str], labels: list[str]) -> None:
+    """Raises UserError, which begins with `name`, unless `other` has the rows with these `texts`
+    and `labels`."""
+    if len(other.texts) != len(texts):
+        raise UserError(
+            f"{name}: it has {len(other.texts):,} rows, not {len(texts):,}; give both "
+            "the same --data, --split-seed and --max-test"
+        )
+    for row, (one, two) in enumerate(
+        zip(zip(texts, labels, strict=True), zip(other.texts, other.labels, strict=True),
+            strict=True)
+    ):  # fmt: skip
+        if one != two:
             raise UserError(
-                f"{name}: it has {len(other.texts):,} rows, not {len(first.texts):,}; give both "
-                "the same --data, --split-seed and --max-test"
+                f"{name}: row {row} is another one ('{two[0][:40]}', not '{one[0][:40]}'); "
+                "give both the same --data and --split-seed"
             )
-        for row, (one, two) in enumerate(
-            zip(zip(first.texts, first.labels, strict=True),
-                zip(other.texts, other.labels, strict=True), strict=True)
-        ):  # fmt: skip
-            if one != two:
-                raise UserError(
-                    f"{name}: row {row} is another one ('{two[0][:40]}', not '{one[0][:40]}'); "
-                    "give both the same --data and --split-seed"
-                )
 
 
 @dataclass

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import tiktoken
 import torch
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 from torch import Tensor
@@ -28,7 +27,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.hub_datasets import pin_revision
 from gpt2.support.splits import counts_in_words, parse_fold, rows_to_keep
 from gpt2.support.tables import percent
-from gpt2.tokenizer import encode_texts
+from gpt2.tokenizer import Encoding, encode_texts, tokens_around
 
 
 @dataclass
@@ -230,8 +229,9 @@ _CHUNK = 10_000  # texts whose tokens are Python numbers at the same time
 class IMDbDataset(Dataset):
     """Reviews as token ids. Row i is (tokens (length,) int64, class id () int64).
 
-    A text keeps `max_length` tokens, those that `truncation` says. It is encoded as plain text:
-    "<|endoftext|>" inside a review is thirteen characters, not the special token.
+    A text keeps `max_length` tokens, those that `truncation` says; an encoder's special tokens
+    around it are among them. It is encoded as plain text: "<|endoftext|>" inside a review is
+    thirteen characters, not the special token.
 
     >>> from gpt2.tokenizer import get_encoding
     >>> dataset = IMDbDataset(["A fine film", "Dull"], [1, 0], get_encoding("mini"), max_length=2)
@@ -245,18 +245,18 @@ class IMDbDataset(Dataset):
         self,
         texts: Sequence[str],
         labels: Sequence[int],
-        encoding: tiktoken.Encoding,
+        encoding: Encoding,
         max_length: int,
         truncation: str = "head",
     ) -> None:
         pieces, full_lengths = [], []
+        before, after = tokens_around(encoding)
+        around = len(before) + len(after)
         for start in range(0, len(texts), _CHUNK):
             encoded = encode_texts(encoding, texts[start : start + _CHUNK])
-            full_lengths += map(len, encoded)
-            pieces += [
-                np.array(truncate(tokens, max_length, truncation), dtype=np.int32)
-                for tokens in encoded
-            ]
+            full_lengths += [around + len(tokens) for tokens in encoded]
+            kept = (truncate(tokens, max_length - around, truncation) for tokens in encoded)
+            pieces += [np.array([*before, *tokens, *after], dtype=np.int32) for tokens in kept]
         self.full_lengths = np.array(full_lengths, dtype=np.int64)
         if len(texts) and self.full_lengths.min() == 0:
             raise ValueError(f"row {self.full_lengths.argmin()} has no tokens")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from classification.predictions import Predictions
 from gpt2.support.intervals import RESAMPLES, mcnemar, paired_difference, wilson_interval
 
@@ -12,15 +14,20 @@ PAIRS = (("before", "after"), ("baseline", "after"), ("after", "together"))
 
 
 def weigh_evidence(
-    predictions: Predictions, resamples: int = RESAMPLES, seed: int = 0
+    predictions: Predictions,
+    beside: dict[str, np.ndarray] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The part of results.json on what the test rows can tell: the 95 % interval of each
-    contender's accuracy, and of each pair's difference, with the exact McNemar p."""
-    right = {name: predictions.right(name) for name in predictions.log_probabilities}
+    contender's accuracy, and of each pair's difference, with the exact McNemar p. `beside` holds
+    what other runs get right, (rows,) bool each by name, to compare with the fine-tuned model."""
+    beside = beside or {}
+    right = {name: predictions.right(name) for name in predictions.log_probabilities} | beside
     intervals = {name: wilson_interval(int(rows.sum()), len(rows)) for name, rows in right.items()}
     differences = [
         compare_rows(right, first, second, resamples, seed)
-        for first, second in PAIRS
+        for first, second in (*PAIRS, *((name, "after") for name in beside))
         if first in right and second in right
     ]
     return {"accuracy_intervals": intervals, "differences": differences}

@@ -115,7 +115,7 @@ def predict(
             dataset = IMDbDataset(rows, [0] * len(rows), recipe.encoding, max_length, truncation)
             # Around all batches: inside one autocast the weights are cast once. (Not in training's
             # evaluations: of a model in parts, each process would then keep the whole.)
-            with autocast(model.wte.weight.device, precision):
+            with autocast(next(model.parameters()).device, precision):
                 found = predict_log_probabilities(model, dataset, batch_size, precision)
             found = apply_temperature(found, recipe.settings["temperature"])
             for place, row in zip(places, np.exp(found).tolist(), strict=True):

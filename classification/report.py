@@ -23,8 +23,8 @@ from gpt2.support.tables import format_table, percent, plot_curves
 
 def contender_names(results: dict[str, Any]) -> dict[str, str]:
     """How the table calls each contender of results.json."""
-    name = results["model"]["name"]
-    name = name if "gpt2" in name else f"GPT-2 {name}"
+    name, family = results["model"]["name"], results["model"]["family"]
+    name = name if family == "GPT-2" and "gpt2" in name else f"{family} {name}"
     baseline = results["baseline"]
     return {
         "majority": "majority class",
@@ -37,14 +37,19 @@ def contender_names(results: dict[str, Any]) -> dict[str, str]:
 
 
 def comparison_table(results: dict[str, Any]) -> str:
-    """Majority class, bag of words, GPT before and after fine-tuning, and the last two contenders
-    together, all on the reported split; then what the rows can tell of their differences."""
+    """Majority class, bag of words, the model before and after fine-tuning, the latter and the bag
+    of words together, and the runs that --beside names, all on the reported split; then what the
+    rows can tell of their differences."""
     seconds = {"baseline": results["baseline"], "after": results["training"]}
     reported = results["data"]["reported"]
     contenders = [
         (name, results[key][reported], seconds[key]["seconds"] if key in seconds else None)
         for key, name in contender_names(results).items()
         if key in results
+    ]
+    contenders += [
+        (name, found[reported], found["seconds"])
+        for name, found in results.get("beside", {}).items()
     ]
     data = results["data"]
     table = metrics_table(data[reported], f"{reported} rows", contenders, data["labels"])
@@ -80,8 +85,7 @@ def describe_evidence(results: dict[str, Any]) -> list[str]:
     return [
         say_difference(
             found,
-            short.get(found["first"], names[found["first"]]),
-            short.get(found["second"], names[found["second"]]),
+            *(short.get(key, names.get(key, key)) for key in (found["first"], found["second"])),
             results["data"][results["data"]["reported"]],
         )
         for found in results["evidence"]["differences"]
@@ -174,8 +178,9 @@ def _describe_run(results: dict[str, Any]) -> str:
         f"({percent(results['after']['validation']['accuracy'])}), were tested. Intervals are "
         "95 % (Wilson); differences have the 95 % interval of the paired bootstrap over the "
         'rows and the exact p of McNemar\'s test. "Both together" is the weighted mean of the '
-        f"log-probabilities of bag of words and GPT-2 ({together['weight']:.2f} for GPT-2, chosen "
-        f"on validation); the two agree on {percent(together['agreement'])} of the rows."
+        f"log-probabilities of bag of words and {model['family']} ({together['weight']:.2f} for "
+        f"the latter, chosen on validation); the two agree on "
+        f"{percent(together['agreement'])} of the rows."
     )
 
 

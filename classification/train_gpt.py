@@ -19,7 +19,7 @@ if __name__ == "__main__":  # the code that lies here runs, whatever else is ins
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,11 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from baselines.finished_runs import read_beside
 from baselines.train_logreg import FEATURES, measure_baseline
 from classification.calibration import calibrate, check_threshold
 from classification.data import (
     TRUNCATIONS,
     IMDbDataset,
+    Splits,
     describe_splits,
     load_splits,
     print_summary,
@@ -71,14 +73,27 @@ from gpt2.weights.licences import licences
 
 
 @dataclass
-class ClassificationSettings:
-    """Classification"""
+class HeadSettings:
+    """Head"""
 
     pooling: str = flag(
         "", "how the tokens of a text become one vector: the mean; the last token, as --export "
         "needs it; attention, a mean with learned weights; the first token, for comparison only. "
         "Left out, mean, or what the run has that --model names", choices=tuple(POOLINGS),
     )  # fmt: skip
+    zero_shot: str = flag(
+        "", "a row for what the language model knows without fine-tuning: a text around {text}, "
+        'after which the likelier of --label-words is its answer: "{text} In short, it was"',
+    )  # fmt: skip
+    label_words: tuple[str, ...] = flag(
+        (), "for --zero-shot a word or two for each class, in the order of the labels: bad good"
+    )
+
+
+@dataclass
+class ClassificationSettings:
+    """Classification"""
+
     max_length: int = flag(
         512, "tokens kept of each text; longer rows cost time and memory", at_least=1
     )
@@ -90,13 +105,6 @@ class ClassificationSettings:
         "count", "what the bag of words counts: count, words; tfidf, weighted words and pairs; nb, "
         "up to triples, the strongest on IMDb", choices=FEATURES,
     )  # fmt: skip
-    zero_shot: str = flag(
-        "", "a row for what the language model knows without fine-tuning: a text around {text}, "
-        'after which the likelier of --label-words is its answer: "{text} In short, it was"',
-    )  # fmt: skip
-    label_words: tuple[str, ...] = flag(
-        (), "for --zero-shot a word or two for each class, in the order of the labels: bad good"
-    )
     class_weights: str = flag(
         "none", "how much the loss of a row counts: none, all the same; balanced, rare classes as "
         "much as common ones; or NAME=WEIGHT,NAME=WEIGHT; the bag of words gets the same",
@@ -113,34 +121,75 @@ class ClassificationSettings:
         "", "with two classes: predict the second one from this probability on, as 0.3, or f1 for "
         "the one with the best F1 on validation; left out, the likelier class",
     )  # fmt: skip
+    beside: tuple[str, ...] = flag(
+        (), "finished runs on the same rows, RUN or RUN:baseline, that stand in the table too, "
+        "each with the difference from this one", names=(), may_change=True,
+    )  # fmt: skip
 
 
 # The script's flags; a sweep checks its own with them.
-SETTINGS = [DataSettings, ModelSettings, ClassificationSettings, TrainingConfig, RunSettings]
+SETTINGS = [
+    DataSettings, ModelSettings, HeadSettings, ClassificationSettings, TrainingConfig, RunSettings,
+]  # fmt: skip
 
 
 def main() -> None:
-    data, model_settings, task, config, run_settings = parse_flags(
+    data, model_settings, head, task, config, run_settings = parse_flags(
         SETTINGS,
         "Fine-tune GPT-2 to classify texts, and compare it with a bag of words.",
     )
     name = f"classification-{data_name(data.data, BUILT_IN)}"
     run = begin(name, model_settings, config, run_settings)
     check_max_length(task.max_length, run.config)
-    task.pooling = choose_pooling(run.start, task.pooling)
+    head.pooling = choose_pooling(run.start, head.pooling)
 
     # ---- chapter 1: data
     splits = load_splits(data, data.split_seed)
     data.revision = splits.revision  # recorded, so that a resumed run reads the same rows
     check_batch_size(data.data, len(splits.train), config.batch_size)
     check_threshold(task.threshold, len(splits.labels))
-    check_zero_shot(task.zero_shot, task.label_words, splits.labels)
+    check_zero_shot(head.zero_shot, head.label_words, splits.labels)
 
     # ---- chapter 2: model
     def make_head(gpt2_config: GPT2Config) -> Head:
-        return ClassificationHead(gpt2_config, len(splits.labels), task.pooling)  # or one of yours
+        return ClassificationHead(gpt2_config, len(splits.labels), head.pooling)  # or one of yours
 
     model, origin = run.build_model(make_head, splits.labels)
+
+    def zero_shot(texts: Sequence[str]) -> np.ndarray:
+        return zero_shot_log_probabilities(
+            model, run.encoding, texts, head.zero_shot, head.label_words, config.rows_at_once,
+            config.precision, f"{task.report_on} split, zero-shot",
+        )  # fmt: skip
+
+    # ---- chapters 3 to 6, which an encoder goes through as well
+    settings = {"data": data, "model": model_settings, "head": head, "task": task,
+                "training": config, "run": run_settings}  # fmt: skip
+    trained_on = licences(run.start, [data.data], data.revision)
+    fine_tune(
+        run, splits, model, origin, settings, trained_on, zero_shot if head.zero_shot else None
+    )
+
+
+def fine_tune(
+    run: OneRun,
+    splits: Splits,
+    model: nn.Module,
+    origin: str,
+    settings: dict[str, Any],
+    trained_on: list[str],
+    zero_shot: Callable[[Sequence[str]], np.ndarray] | None = None,
+) -> None:
+    """Teach `model` the training split, test it, and compare it with what came before.
+
+    model       on its device; GPT-2 or whatever keeps the contract of gpt2/encoder.py
+    origin      where its weights come from, in words
+    settings    all settings by name, for config.json
+    trained_on  what it will have learnt from, with the licences
+    zero_shot   texts -> (rows, num_classes) log-probabilities of the model before any training
+    """
+    data, task, config = settings["data"], settings["task"], run.training
+    finished_runs = read_beside(task.beside, splits, task.report_on)
 
     # ---- chapter 3: tokens
     datasets = {
@@ -156,8 +205,6 @@ def main() -> None:
     weights = parse_class_weights(task.class_weights, splits.labels, counts)
     measured = splits.only("train", "validation", task.report_on)
     baseline, bag = on_rank_0(lambda: measure_baseline(measured, task.features, weights))
-    settings = {"data": data, "model": model_settings, "head": task, "training": config,
-                "run": run_settings}  # fmt: skip
     run.start_writing(model, origin, settings)
 
     # ---- chapter 4: fine-tuning, between two looks at the split that the report is about
@@ -173,12 +220,8 @@ def main() -> None:
         found = log_probabilities(task.report_on, f"{task.report_on} split, before")
         metrics = classification_metrics(found, targets[task.report_on])
         kept = {"origin": origin, task.report_on: metrics, "log_probabilities": found.tolist()}
-        if task.zero_shot:
-            texts = dict(splits.items())[task.report_on]["text"]
-            kept["zero_shot"] = zero_shot_log_probabilities(
-                model, run.encoding, texts, task.zero_shot, task.label_words, config.rows_at_once,
-                config.precision, f"{task.report_on} split, zero-shot",
-            ).tolist()  # fmt: skip
+        if zero_shot:
+            kept["zero_shot"] = zero_shot(dict(splits.items())[task.report_on]["text"]).tolist()
         return kept
 
     def evaluate() -> dict[str, float]:
@@ -189,7 +232,8 @@ def main() -> None:
     with explaining_not_finite(splits.train["text"]):
         result = train(
             model, datasets["train"], make_loss(task, weights, run.device), evaluate, config,
-            run_settings.seed, run.folder, make_recipe(run, splits.labels, task, data),
+            run.settings.seed, run.folder,
+            make_recipe(run, splits.labels, task, data, trained_on),
         )  # fmt: skip
 
     # ---- chapter 5: evaluation of the weights that did best on validation
@@ -219,7 +263,12 @@ def main() -> None:
     }
     results["baseline"] |= baseline
     results["together"] |= describe_together(predictions[task.report_on], weight)
-    results["evidence"] = weigh_evidence(predictions[task.report_on])
+    results["beside"] = {
+        name: {task.report_on: other.metrics, "seconds": other.seconds}
+        for name, other in finished_runs.items()
+    }
+    others = {name: other.right for name, other in finished_runs.items()}
+    results["evidence"] = weigh_evidence(predictions[task.report_on], others)
     for split, kept in predictions.items():
         write_predictions(run.folder.folder, kept, split)
     write_report(run.folder, results, predictions[task.report_on])
@@ -243,7 +292,11 @@ def make_loss(
 
 
 def make_recipe(
-    run: OneRun, labels: list[str], task: ClassificationSettings, data: DataSettings
+    run: OneRun,
+    labels: list[str],
+    task: ClassificationSettings,
+    data: DataSettings,
+    trained_on: list[str],
 ) -> Recipe:
     """What prediction needs beside the weights."""
     settings = {
@@ -254,7 +307,7 @@ def make_recipe(
         "threshold": None,
         "text_column": data.text_column,
         "label_column": data.label_column,
-        "trained_on": licences(run.start, [data.data], data.revision),
+        "trained_on": trained_on,
     }
     return Recipe("classification", run.encoding, settings)
 

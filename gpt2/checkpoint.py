@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gpt2.heads import Head, build_head, describe_head
+from gpt2.encoder import describe_model, rebuild_model
+from gpt2.heads import Head
 from gpt2.lora import LoRA, describe_lora, own_parameters
 from gpt2.model import GPT2, GPT2Config
 from gpt2.support.distributed import distribute_like, full_tensor, on_rank_0, rank, reshard
@@ -42,7 +42,7 @@ from gpt2.support.same_logits import (
     own_classes,
     same_logits,
 )
-from gpt2.tokenizer import load_encoding, save_encoding
+from gpt2.tokenizer import Encoding, load_encoding, save_encoding
 
 # What each task needs to prepare new text as it was prepared for training, the columns in which it
 # stands in a table, and what the weights have learnt from, with the licences.
@@ -80,7 +80,7 @@ class Recipe:
     for `task`."""
 
     task: str
-    encoding: tiktoken.Encoding
+    encoding: Encoding
     settings: dict[str, Any]
 
 
@@ -110,7 +110,7 @@ class TrainingState:
 
 def save_checkpoint(
     folder: Path,
-    model: GPT2,
+    model: nn.Module,
     recipe: Recipe,
     state: TrainingState,
     optimizer: torch.optim.Optimizer | None = None,
@@ -123,8 +123,7 @@ def save_checkpoint(
     """
     description = {
         "task": recipe.task,
-        "model": dataclasses.asdict(model.config),
-        "head": describe_head(model.head),
+        **describe_model(model),
         "lora": describe_lora(model),
         "settings": recipe.settings,
         "step": state.step,
@@ -153,7 +152,7 @@ def save_checkpoint(
 
 
 def load_training(
-    folder: Path, model: GPT2, optimizer: torch.optim.Optimizer, data: str
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data: str
 ) -> TrainingState:
     """Make `model` and `optimizer` what they were when `folder` was saved; returns where the loop
     stood.
@@ -181,7 +180,8 @@ def load_training(
             "files again, or start a new run"
         )
     # Others may have the same names and shapes, and compute something else.
-    for part, now in (("head", describe_head(model.head)), ("lora", describe_lora(model))):
+    parts = ("head", describe_model(model)["head"]), ("lora", describe_lora(model))
+    for part, now in parts:
         if then.get(part) != now:
             had = f"was saved with the {part} {then.get(part)}"
             raise UserError(f"{folder}: {had}, but the model has {now}")
@@ -201,7 +201,7 @@ def load_training(
 
 def load_checkpoint(
     path: Path, task: str, adapt_base: Callable[[LoRA, GPT2Config, Head], GPT2] | None = None
-) -> tuple[GPT2, Recipe]:
+) -> tuple[nn.Module, Recipe]:
     """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
     folder. The model is on the CPU and in evaluation mode. Of adapters `adapt_base` makes the model
     that they stand on, and puts some there: gpt2.weights.loading.load_model has one.
@@ -224,8 +224,6 @@ def load_checkpoint(
     try:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found_task = description["task"]
-        config = GPT2Config(**description["model"])
-        head_description = dict(description["head"])
         saved = _OLDER | description["settings"]
         settings = {name: saved[name] for name in SETTINGS[found_task]}
         lora = LoRA(**description["lora"]) if description.get("lora") else None
@@ -234,14 +232,15 @@ def load_checkpoint(
     if found_task != task:
         raise UserError(f"{path}: a model for {found_task}, not for {task}")
     try:
-        head = build_head(config, head_description)
+        model = rebuild_model(description)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{folder / 'config.json'}: its head cannot be built: {error}; {_made_by(folder)}"
+            f"{folder / 'config.json'}: its model cannot be built: {error}; {_made_by(folder)}"
         ) from None
-    if lora and not adapt_base:
-        raise UserError(f"{folder}: holds adapters, and not the weights that they stand on")
-    model = adapt_base(lora, config, head) if lora else GPT2(config, head)
+    if lora:
+        if not adapt_base:
+            raise UserError(f"{folder}: holds adapters, and not the weights that they stand on")
+        model = adapt_base(lora, model.config, model.head)
     _take_weights(folder, model)
     return model.eval(), Recipe(found_task, load_encoding(folder), settings)
 
@@ -262,7 +261,7 @@ def change_settings(folder: Path, changed: dict[str, Any]) -> None:
     on_rank_0(write)
 
 
-def load_weights(folder: Path, model: GPT2) -> None:
+def load_weights(folder: Path, model: nn.Module) -> None:
     """Copy the weights of the checkpoint `folder` into `model`. Raises UserError if they are
     damaged or do not fit, and `model` is then unchanged; or if they compute something else in it
     than they did when they were saved."""

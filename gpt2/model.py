@@ -181,6 +181,19 @@ class GPT2(nn.Module):
         if self.head.ties_wte:
             self.head.weight = self.wte.weight
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The parameters from bottom to top: embeddings, a tied output embedding among them; each
+        block; what stands above the blocks."""
+        layers: list[list[nn.Parameter]] = [[] for _ in range(len(self.h) + 2)]
+        for name, parameter in self.named_parameters():
+            place = -1
+            if name.startswith(("wte.", "wpe.")):
+                place = 0
+            elif name.startswith("h."):
+                place = 1 + int(name.split(".")[1])
+            layers[place].append(parameter)
+        return layers
+
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
@@ -232,29 +245,30 @@ class GPT2(nn.Module):
         return self.head(hidden, lengths)
 
 
-def choose_trainable(model: GPT2, train: str) -> None:
-    """Freeze all of `model` but what `train` names.
+def choose_trainable(model: nn.Module, train: str) -> None:
+    """Freeze all of `model`, a GPT2 or an Encoder, but what `train` names.
 
-    "all", "head" (nothing but the head), or "last:N" (the last N blocks, `ln_f` and the head).
+    "all", "head" (nothing but the head), or "last:N" (the last N blocks, and what is above them).
     With a tied language modelling head, training the head trains `wte`: they are one tensor.
     (`--train lora` is gpt2.lora.add_adapters.)
 
     Raises ValueError if `train` is none of these, or if there are fewer than N blocks.
     """
     if train == "all":
-        trained = [model]
+        trained = list(model.parameters())
     elif train == "head":
-        trained = [model.head]
+        trained = list(model.head.parameters())
     elif train.startswith("last:") and train[5:].isdecimal():
         count, blocks = int(train[5:]), len(model.h)
         if not 1 <= count <= blocks:
             raise ValueError(f"last:{count} is not possible: the model has {blocks} blocks")
-        trained = [*model.h[-count:], model.ln_f, model.head]
+        upper = model.layers()[-1 - count :]
+        trained = [*(p for layer in upper for p in layer), *model.head.parameters()]
     else:
         raise ValueError(f"'{train}' is not one of all, head, last:N (N blocks), lora")
     model.requires_grad_(False)
-    for module in trained:
-        module.requires_grad_(True)
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
 # --- For speed: nothing below changes what the model computes. The key-value cache of generation,

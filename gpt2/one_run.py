@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import tiktoken
 import torch
+from torch import nn
 
 from gpt2.bookkeeping import NotFinite, TrainingResult
-from gpt2.heads import Head, describe_head
+from gpt2.encoder import Encoder, EncoderConfig, describe_model
+from gpt2.heads import Head
 from gpt2.lora import describe_lora
 from gpt2.model import GPT2, GPT2Config
 from gpt2.optimization import TrainingConfig, default_learning_rate
@@ -24,6 +25,7 @@ from gpt2.support.distributed import check_alike, init_processes, to_device
 from gpt2.support.errors import UserError
 from gpt2.support.run_folder import RunFolder, RunSettings
 from gpt2.support.tracking import check_tracker
+from gpt2.tokenizer import Encoding
 from gpt2.weights.building import (
     ModelSettings,
     build_model,
@@ -35,6 +37,13 @@ from gpt2.weights.building import (
     model_name,
     starting_point,
 )
+from gpt2.weights.encoders import (
+    EncoderSettings,
+    build_encoder,
+    choose_encoder,
+    encoder_learning_rate,
+    starting_encoder,
+)
 from gpt2.weights.export import check_export, export
 
 
@@ -44,12 +53,14 @@ class OneRun:
 
     device: torch.device
     folder: RunFolder
-    model_settings: ModelSettings  # as given
-    start: ModelSettings  # what the model is built from: as given or, resumed, the run's own last/
+    family: str  # "GPT-2" or "encoder"
+    model_settings: ModelSettings | EncoderSettings  # as given
+    start: ModelSettings | EncoderSettings  # what the model is built from: as given or, resumed,
+    # the run's own last/
     training: TrainingConfig
     settings: RunSettings
-    config: GPT2Config
-    encoding: tiktoken.Encoding
+    config: GPT2Config | EncoderConfig
+    encoding: Encoding
 
     def build_model(
         self, make_head: Callable[[GPT2Config], Head], labels: Sequence[str] | None = None
@@ -69,9 +80,17 @@ class OneRun:
             )
         return to_device(model, self.device, self.training.shard), origin
 
-    def start_writing(self, model: GPT2, origin: str, all_settings: dict[str, Any]) -> None:
+    def build_encoder(self, labels: Sequence[str]) -> tuple[Encoder, str]:
+        """The same for a run that `begin_encoder` has begun."""
+        model, origin = build_encoder(self.start, labels, self.training.train, self.settings.seed)
+        if self.training.learning_rate is None:
+            self.training.learning_rate = encoder_learning_rate(self.training.train)
+        return to_device(model, self.device, self.training.shard), origin
+
+    def start_writing(self, model: nn.Module, origin: str, all_settings: dict[str, Any]) -> None:
         """Print what the model is, and take hold of the run folder."""
-        pooling, lora = model.head.arguments.get("pooling"), describe_lora(model)
+        pooling = describe_model(model)["head"].get("pooling")
+        lora = describe_lora(model)
         print(
             f"model: {model_name(self.model_settings)}, {origin}, "
             f"{describe_parameters(model, self.training.weight_decay)}; "
@@ -105,15 +124,18 @@ class OneRun:
                 )
         return before
 
-    def describe_model(self, model: GPT2, origin: str) -> dict[str, Any]:
+    def describe_model(self, model: nn.Module, origin: str) -> dict[str, Any]:
         """The part of results.json that says what the model is."""
         parameters, trainable = count_parameters(model)
+        head = describe_model(model)["head"]
+        is_gpt2 = isinstance(self.model_settings, ModelSettings)
         return {
             "name": model_name(self.model_settings),
-            "init": initial_weights(self.model_settings),
+            "family": self.family,
+            "init": initial_weights(self.model_settings) if is_gpt2 else "pretrained",
             "origin": origin,
-            "head": describe_head(model.head),
-            "pooling": model.head.arguments.get("pooling"),
+            "head": head,
+            "pooling": head.get("pooling"),
             "parameters": parameters,
             "trainable": trainable,
             "lora": describe_lora(model),
@@ -140,6 +162,30 @@ def begin(
     """Meet the other processes, choose device and run folder, runs/`name`-MODEL if none is given,
     and read the shape of the model. Raises UserError, before any work, if the flags ask for what
     cannot be done."""
+    device, folder = _begin(name, model, training, settings)
+    start = starting_point(model, folder)
+    config, encoding = choose_config(start)
+    if settings.export:
+        check_export(Path(settings.export))
+    return OneRun(device, folder, "GPT-2", model, start, training, settings, config, encoding)
+
+
+def begin_encoder(
+    name: str, model: EncoderSettings, training: TrainingConfig, settings: RunSettings
+) -> OneRun:
+    """The same for an encoder of transformers."""
+    device, folder = _begin(name, model, training, settings)
+    start = starting_encoder(model, folder)
+    config, encoding = choose_encoder(start)
+    return OneRun(device, folder, "encoder", model, start, training, settings, config, encoding)
+
+
+def _begin(
+    name: str,
+    model: ModelSettings | EncoderSettings,
+    training: TrainingConfig,
+    settings: RunSettings,
+) -> tuple[torch.device, RunFolder]:
     check_tracker(settings.track)
     device = init_processes(choose_device(settings.device))
     if device.type == "mps" and training.activation_checkpointing and model.dropout:
@@ -149,11 +195,7 @@ def begin(
         )
     folder = RunFolder.choose(settings, f"{name}-{model_name(model)}")
     check_not_overwritten(model, folder.folder)
-    start = starting_point(model, folder)
-    config, encoding = choose_config(start)
-    if settings.export:
-        check_export(Path(settings.export))
-    return OneRun(device, folder, model, start, training, settings, config, encoding)
+    return device, folder
 
 
 def _checksum(frame: pl.DataFrame) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2.lora import LoRA
 from gpt2.model import GPT2, SIZES
@@ -202,7 +202,7 @@ def set_learning_rate(
     return rate
 
 
-def make_optimizer(model: GPT2, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization") over the trained
     parameters; the rate is set anew before each step."""
     reshard(model)  # a sharded model is whole after an evaluation
@@ -214,7 +214,7 @@ def make_optimizer(model: GPT2, config: TrainingConfig) -> torch.optim.AdamW:
 
 
 def parameter_groups(
-    model: GPT2, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """The trained parameters for AdamW, in groups of those that are treated alike:
 
@@ -228,14 +228,13 @@ def parameter_groups(
     A tied tensor stands in them once, because `named_parameters()` names it once: as an embedding.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
+    depth: dict[Tensor, int] = {}  # how many layers a parameter lies below the head
+    for below_head, layer in enumerate(reversed(model.layers())):
+        depth |= dict.fromkeys(layer, below_head)
+    for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        below_head = 0
-        if name.startswith("h."):
-            below_head = len(model.h) - int(name.split(".")[1])
-        elif name.startswith(("wte.", "wpe.")):
-            below_head = len(model.h) + 1
+        below_head = depth[parameter]
         decay = weight_decay if parameter.dim() >= 2 else 0.0
         groups.setdefault((decay, layer_decay**below_head), []).append(parameter)
     return [

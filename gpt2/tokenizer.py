@@ -5,7 +5,11 @@ Two encodings: "gpt2", the released one with 50,257 tokens, which tiktoken downl
 
 Data is always encoded as plain text: a text that contains "<|endoftext|>" has thirteen characters
 there. The special token itself is added by its id, `encoding.eot_token`.
+
+An encoder (gpt2/encoder.py) brings tokens of its own, an `EncoderTokenizer`.
 """
+
+from __future__ import annotations
 
 import base64
 import json
@@ -14,13 +18,67 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tiktoken
 
 from gpt2.support.errors import UserError
+from gpt2.support.files import write_json
+
+if TYPE_CHECKING:
+    import tokenizers  # comes with transformers
 
 MINI_FOLDER = Path(__file__).parent / "mini"
 _LONGEST_SPACE = 100_000  # characters
+
+
+class EncoderTokenizer:
+    """The tokens of an encoder, behind the one method of tiktoken's that a classifier calls.
+
+    before, after   ids of the special tokens around every text: [CLS] and [SEP] of BERT
+    special         what its special tokens are called: {"pad_token": "[PAD]", ...}
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special: dict[str, str]) -> None:
+        self.tokenizer, self.special = tokenizer, special
+        tokenizer.no_truncation()  # some files bring both, and rows are cut and padded elsewhere
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # "[SEP]" inside a text is five characters
+        plain, around = self.encode_ordinary("a"), tokenizer.encode("a").ids
+        starts = range(len(around) - len(plain) + 1)
+        start = next(i for i in starts if around[i : i + len(plain)] == plain)
+        self.before, self.after = around[:start], around[start + len(plain) :]
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The token ids of `text`, without those around it."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, and tokenizer_config.json, by which transformers reads it too."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special}
+        write_json(folder / "tokenizer_config.json", config)
+
+    @staticmethod
+    def load(folder: Path) -> EncoderTokenizer:
+        """What `save` wrote. Raises UserError if it is damaged."""
+        import tokenizers
+
+        try:
+            special = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            del special["tokenizer_class"]
+            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            return EncoderTokenizer(tokenizer, special)
+        except Exception as error:  # the library raises nothing more particular
+            raise UserError(f"{folder}: not a readable tokenizer ({error!r})") from None
+
+
+Encoding = tiktoken.Encoding | EncoderTokenizer
+
+
+def tokens_around(encoding: Encoding) -> tuple[list[int], list[int]]:
+    """The special tokens before and after every text: none of GPT-2."""
+    return getattr(encoding, "before", []), getattr(encoding, "after", [])
 
 
 def get_encoding(name: str) -> tiktoken.Encoding:
@@ -43,7 +101,7 @@ def get_encoding(name: str) -> tiktoken.Encoding:
         ) from None
 
 
-def encode_text(encoding: tiktoken.Encoding, text: str) -> list[int]:
+def encode_text(encoding: Encoding, text: str) -> list[int]:
     """The token ids of `text`, taken as plain text.
 
     tiktoken panics at half a million white-space characters in a row; such a run is encoded in
@@ -59,15 +117,19 @@ def encode_text(encoding: tiktoken.Encoding, text: str) -> list[int]:
     return tokens + encoding.encode_ordinary(text[start:])
 
 
-def encode_texts(encoding: tiktoken.Encoding, texts: Sequence[str]) -> list[list[int]]:
+def encode_texts(encoding: Encoding, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each of `texts`, by several threads."""
     with ThreadPoolExecutor(8) as threads:
         return list(threads.map(partial(encode_text, encoding), texts))
 
 
-def save_encoding(encoding: tiktoken.Encoding, folder: Path) -> None:
+def save_encoding(encoding: Encoding, folder: Path) -> None:
     """Write `encoding` into `folder` as two files that `load_encoding` reads: a vocabulary in
-    tiktoken's own format (one base64 token and its rank a line) and what else defines it."""
+    tiktoken's own format (one base64 token and its rank a line) and what else defines it; an
+    encoder's in its own."""
+    if isinstance(encoding, EncoderTokenizer):
+        encoding.save(folder)
+        return
     ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks]
     (folder / "vocabulary.tiktoken").write_text("".join(lines))
@@ -81,9 +143,11 @@ def save_encoding(encoding: tiktoken.Encoding, folder: Path) -> None:
     )
 
 
-def load_encoding(folder: Path) -> tiktoken.Encoding:
+def load_encoding(folder: Path) -> Encoding:
     """The encoding that `save_encoding` wrote into `folder`. Raises UserError if it is not there or
     is damaged."""
+    if not (folder / "encoding.json").exists() and (folder / "tokenizer.json").exists():
+        return EncoderTokenizer.load(folder)
     try:
         description = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))
         lines = (folder / "vocabulary.tiktoken").read_text().splitlines()

@@ -21,12 +21,14 @@ from conftest import REPOSITORY, SHARED, refused
 from safetensors.torch import save_file
 from small_hub import SmallHub, turn_client_to
 from test_docs import PAGES, README
+from tiny_encoders import save_tiny_encoder
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from classification.sources import SAMPLE
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config
 from gpt2.support.splits import hub_name
+from gpt2.weights.encoders import RELEASED_ENCODERS, EncoderSettings
 from gpt2.weights.hugging_face import download_released, to_stored_names
 from instruction.sources import SAMPLE as INSTRUCTIONS
 
@@ -45,6 +47,7 @@ def commands_of(text):
 SHORT_TRAINING = "--max-train 8 --max-validation 4 --max-test 4 --max-steps 1 --batch-size 8"
 SHORT = {
     "classification/train_gpt.py": f"{SHORT_TRAINING} --max-length 16",
+    "baselines/train_encoder.py": f"{SHORT_TRAINING} --max-length 16",
     "instruction/instruction_finetuning.py": f"{SHORT_TRAINING} --max-length 128 --test-answers 2 "
     "--answer-tokens 2",
     "pretraining/pretrain.py": "--max-train 8 --max-validation 2 --max-steps 1 --max-length 32",
@@ -131,8 +134,18 @@ def data_sets():
 
 
 @contextmanager
-def hub_of(arguments, monkeypatch):
-    """A small hub with the data set that a command names, and whether it names one."""
+def hub_of(script, arguments, monkeypatch, encoder):
+    """A small hub with the data set or the encoder that a command names, and whether it names one.
+    All encoders are the one in the folder `encoder`."""
+    if script == "baselines/train_encoder.py":
+        named = arguments[arguments.index("--model") + 1] if "--model" in arguments else ""
+        if named in (*RELEASED_ENCODERS, ""):
+            repository, revision, _ = RELEASED_ENCODERS[named or EncoderSettings.model]
+            files = {file.name: file.read_bytes() for file in encoder.iterdir()}
+            with SmallHub(repository, revision, files, "models") as own:
+                turn_client_to(own, monkeypatch)
+                yield True
+            return
     found = [hub_name(word) for word in arguments]
     names = [name["repository"] for name in found if name and name["repository"] in data_sets()]
     if not names:
@@ -229,6 +242,7 @@ def test_every_command_runs(
     """In the page's order. `mini` and `gpt2` are tiny ones."""
     use_tiny_mini(tmp_path / "tiny mini", monkeypatch)
     download_released("gpt2")
+    encoder = save_tiny_encoder(tmp_path / "tiny encoder", "distilbert")
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *given, **named: None)  # slow
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # so is waiting for the disk
@@ -268,7 +282,7 @@ def test_every_command_runs(
         else:
             text = (here / piped).read_bytes() if piped else b""
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
-            with hub_of(arguments, monkeypatch) as online:
+            with hub_of(script, arguments, monkeypatch, encoder) as online:
                 done = call_script(
                     script, *arguments, cwd=here, environment=tokens, offline=not online
                 )

@@ -40,7 +40,7 @@ RECIPE = Recipe("classification", get_encoding("mini"), {"labels": ["bad", "good
                 "max_length": 16, "truncation": "head"})  # fmt: skip
 SCRATCH = ("--model", "scratch", "--n-layer", 1, "--n-head", 1, "--n-embd", 16)
 
-UNKNOWN = "its head cannot be built: this checkout's gpt2/heads.py has no head 'NarrowHead'"
+UNKNOWN = "its model cannot be built: this checkout's gpt2/heads.py has no head 'NarrowHead'"
 
 # --- as a user does it, in a copy of the repository
 
@@ -269,7 +269,7 @@ def test_a_subclass_with_the_same_weights_is_not_taken_for_its_parent(tmp_path, 
 
     monkeypatch.setattr(Sharper, "kind", "renamed", raising=False)  # as if it were not there
     with pytest.raises(
-        UserError, match=r"best/config.json: its head .* no head 'Sharper'"
+        UserError, match=r"best/config.json: its model .* no head 'Sharper'"
     ) as error:
         load_checkpoint(tmp_path / "ours", "classification")
     assert "\n" not in str(error.value)

@@ -256,7 +256,8 @@ def to_device(model: nn.Module, device: torch.device, shard: bool) -> nn.Module:
     for block in model.h:
         fully_shard(block, mesh=mesh)  # moves it to the device, too
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "hidden_states")  # what language models call
+    if hasattr(model, "hidden_states"):  # what language models call
+        register_fsdp_forward_method(model, "hidden_states")
     return model
 
 

@@ -70,36 +70,45 @@ def download(repository: str, file: str, revision: str, kind: str, way_out: str)
     return path
 
 
-def list_dataset(repository: str, revision: str) -> tuple[str, dict[str, int]]:
-    """The commit of `revision` (a commit, branch or tag) of the dataset `repository`, and the files
-    it has: path inside the repository -> bytes.
+def list_files(
+    kind: str, repository: str, revision: str, way_out: str = ""
+) -> tuple[str, dict[str, int]]:
+    """The commit of `revision` (a commit, branch or tag) of `repository`, a "dataset" or "model",
+    and the files it has: path inside the repository -> bytes. `way_out` ends the error: what the
+    user can do without a network.
 
     The answer is kept in the cache, beside the files: a commit is not asked for again, and a branch
     is what it was when the hub could last be reached, which is printed. Raises UserError.
     """
     logging.set_verbosity_error()
-    folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}/listings"
+    what = "data set" if kind == "dataset" else kind
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}/listings"
     kept = folder / f"{revision.replace('/', '--')}.json"
     if re.fullmatch("[0-9a-f]{40}", revision) and kept.is_file():
         return revision, json.loads(kept.read_text(encoding="utf-8"))["files"]
     try:
         info = _patiently(
-            lambda: HfApi().dataset_info(repository, revision=revision, files_metadata=True)
+            lambda: HfApi().repo_info(
+                repository, revision=revision, repo_type=kind, files_metadata=True
+            )
         )
     except RevisionNotFoundError:
         raise UserError(
-            f"the data set {repository} of the hub has no revision '{revision}'"
+            f"the {what} {repository} of the hub has no revision '{revision}'"
         ) from None
     except RepositoryNotFoundError:  # the hub says the same of private ones
         raise UserError(
-            f"the hub has no data set {repository} for you; is the name right? If it is private or "
+            f"the hub has no {what} {repository} for you; is the name right? If it is private or "
             f"gated, {_LOG_IN}"
         ) from None
     except Exception as error:
+        if not kept.is_file() and (found := _in_cache(kind, repository, revision)):
+            return found
         if not kept.is_file():
+            end = f"; {way_out}" if way_out else ""
             raise UserError(
-                f"the data set {repository} is not in the cache and the hub cannot be asked for it "
-                f"({_reason(error)})"
+                f"the {what} {repository} is not in the cache and the hub cannot be asked for it "
+                f"({_reason(error)}){end}"
             ) from None
         listing = json.loads(kept.read_text(encoding="utf-8"))
         print(f"{repository}: the hub cannot be asked; its commit in the cache is used")
@@ -113,6 +122,20 @@ def list_dataset(repository: str, revision: str) -> tuple[str, dict[str, int]]:
         for file in (kept, folder / f"{info.sha}.json"):
             write_file(file, json.dumps(listing, indent=2).encode())
     return info.sha, listing["files"]
+
+
+def _in_cache(kind: str, repository: str, revision: str) -> tuple[str, dict[str, int]] | None:
+    """The same as `list_files`, of a model that another program has downloaded."""
+    config = try_to_load_from_cache(repository, "config.json", revision=revision, repo_type=kind)
+    if not isinstance(config, str):
+        return None
+    snapshot = Path(config).parent  # its name is the commit
+    files = {
+        file.relative_to(snapshot).as_posix(): file.stat().st_size
+        for file in snapshot.rglob("*")
+        if file.is_file()
+    }
+    return snapshot.name, files
 
 
 def _reason(error: Exception) -> str:

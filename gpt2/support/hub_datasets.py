@@ -22,7 +22,7 @@ from huggingface_hub.repocard import metadata_load
 from gpt2.support.distributed import on_rank_0
 from gpt2.support.errors import UserError
 from gpt2.support.files import is_table_name, table_suffix
-from gpt2.support.hub import download_dataset, list_dataset
+from gpt2.support.hub import download_dataset, list_files
 from gpt2.support.splits import SPLIT_NAMES, hub_name
 
 # The formats that are read. Where the same rows come in several, the first of these is taken.
@@ -57,7 +57,7 @@ def pin_revision(data: str, revision: str) -> str:
     wanted = revision or name["revision"] or "main"
     try:
         # One process asks: between two questions the newest commit may become another.
-        return on_rank_0(lambda: list_dataset(name["repository"], wanted)[0])
+        return on_rank_0(lambda: list_files("dataset", name["repository"], wanted)[0])
     except UserError as error:
         raise UserError(f"--data {data}: no such file or folder here, and {error}") from None
 
@@ -66,7 +66,7 @@ def licence_of_dataset(data: str, commit: str) -> str:
     """A line on the data set of the hub that `data` names: its name, its commit, and the licence
     that its card names."""
     repository = hub_name(data)["repository"]
-    _, sizes = list_dataset(repository, commit)
+    _, sizes = list_files("dataset", repository, commit)
     card = _read_card(repository, commit, []) if "README.md" in sizes else {}
     licence = card.get("license") or "its card names no licence"
     return f"{repository} of the hub, commit {commit[:12]}: {licence}"
@@ -81,7 +81,7 @@ def open_dataset(data: str, commit: str, notes: list[str]) -> HubDataset:
     """
     name = hub_name(data)
     repository = name["repository"]
-    _, sizes = list_dataset(repository, commit)
+    _, sizes = list_files("dataset", repository, commit)
     tables = [
         file
         for file in sizes

@@ -27,10 +27,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import nn
 
 from gpt2.checkpoint import Recipe
+from gpt2.encoder import Encoder
 from gpt2.generation import SamplingSettings
 from gpt2.model import GPT2
+from gpt2.support.durable import whole_folder
 from gpt2.support.errors import UserError
 from gpt2.support.files import write_json
 from gpt2.support.flags import flag, parse_flags
@@ -38,7 +41,7 @@ from gpt2.support.script import run_script
 from gpt2.weights.hugging_face import to_stored_names
 from gpt2.weights.loading import load_model
 from gpt2.weights.model_card import model_card
-from gpt2.weights.model_folder import open_model_folder
+from gpt2.weights.model_folder import is_encoder_checkpoint, open_model_folder
 from gpt2.weights.parity import check_parity
 from gpt2.weights.peft_layout import write_adapters
 from gpt2.weights.tokenizer_files import write_tokenizer_files
@@ -73,11 +76,11 @@ class ExportSettings:
     )
 
 
-def check_export(folder: Path, model: GPT2 | None = None) -> None:
+def check_export(folder: Path, model: nn.Module | None = None) -> None:
     """Raises UserError if nothing can be exported to `folder`, or not this `model`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not an empty folder; name a new one to export to")
-    if model is not None:
+    if isinstance(model, GPT2):  # an encoder is computed by transformers itself
         check_parity(model)
 
 
@@ -89,29 +92,30 @@ def export(run: Path, folder: Path, dtype: str = "float32", adapter: bool = Fals
     Raises UserError if `run` holds no model or no adapters, if transformers computes something else
     from its weights, or if `folder` is taken or cannot be written; there is then no half of it.
     """
-    found = open_model_folder(run)
-    if found.kind != "checkpoint":
-        raise UserError(f"{run}: is not a run of this project, but in the Hugging Face layout")
+    best = whole_folder(run / "best")
+    source, task = best if best.is_dir() else run, "classification"
+    if not is_encoder_checkpoint(source):
+        found = open_model_folder(run)
+        if found.kind != "checkpoint":
+            raise UserError(f"{run}: is not a run of this project, but in the Hugging Face layout")
+        source, task = found.folder, found.task
     check_export(folder)
-    model, recipe = load_model(found.folder, found.task)
+    model, recipe = load_model(source, task)
     check_export(folder, model)
-    beside = [run / "results.json", found.folder.parent / "results.json"]
+    if adapter and isinstance(model, Encoder):
+        raise UserError(f"{run}: --adapter is for GPT-2; export an encoder without it")
+    beside = [run / "results.json", source.parent / "results.json"]
     results = next((json.loads(f.read_text("utf-8")) for f in beside if f.is_file()), {})
 
     temporary = Path(f"{os.path.abspath(folder)}.new-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process that had our number
     try:
         temporary.mkdir(parents=True)
-        base = write_adapters(temporary, model, DTYPES[dtype]) if adapter else ""
-        if not adapter:
-            weights = {
-                name: tensor.to(DTYPES[dtype]) for name, tensor in to_stored_names(model).items()
-            }
-            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        _write_tokenizer(temporary, model, recipe)
-        write_json(temporary / "config.json", _config(model, recipe, dtype))
-        if "labels" not in recipe.settings:
-            write_json(temporary / "generation_config.json", _generation_config(recipe))
+        base = ""
+        if isinstance(model, Encoder):
+            _write_encoder(temporary, model, recipe, dtype)
+        else:
+            base = _write_gpt2(temporary, model, recipe, dtype, adapter)
         card = model_card(folder.resolve().name, model, recipe, results, base)
         (temporary / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         for file in temporary.iterdir():  # safetensors makes files only their owner reads
@@ -125,6 +129,45 @@ def export(run: Path, folder: Path, dtype: str = "float32", adapter: bool = Fals
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"exported to {folder}; see {folder / 'README.md'}")
+
+
+def _write_encoder(folder: Path, model: Encoder, recipe: Recipe, dtype: str) -> None:
+    """Weights and shape as transformers itself writes them; the tokenizer cleans texts and cuts
+    them where training did."""
+    model.network.to(DTYPES[dtype]).save_pretrained(folder)
+    recipe.encoding.save(folder)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    steps = [*_CLEANING["normalizers"], *filter(None, [tokenizer["normalizer"]])]
+    write_json(file, tokenizer | {"normalizer": {"type": "Sequence", "normalizers": steps}})
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    write_json(file, settings | _as_in_training(recipe))
+
+
+def _as_in_training(recipe: Recipe) -> dict[str, Any]:
+    """What a classifier's tokenizer is told of cutting and padding."""
+    return {
+        "model_max_length": recipe.settings["max_length"],
+        "padding_side": "right",
+        "truncation_side": "left" if recipe.settings["truncation"] == "tail" else "right",
+        # "<|endoftext|>" inside a text is thirteen characters, as it was in training.
+        "split_special_tokens": True,
+    }
+
+
+def _write_gpt2(folder: Path, model: GPT2, recipe: Recipe, dtype: str, adapter: bool) -> str:
+    """Returns what the adapters stand on, if nothing else is written of the weights."""
+    base = write_adapters(folder, model, DTYPES[dtype]) if adapter else ""
+    if not adapter:
+        stored = to_stored_names(model)
+        weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in stored.items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_tokenizer(folder, model, recipe)
+    write_json(folder / "config.json", _config(model, recipe, dtype))
+    if "labels" not in recipe.settings:
+        write_json(folder / "generation_config.json", _generation_config(recipe))
+    return base
 
 
 def _config(model: GPT2, recipe: Recipe, dtype: str) -> dict[str, Any]:
@@ -183,14 +226,7 @@ def _write_tokenizer(folder: Path, model: GPT2, recipe: Recipe) -> None:
         "clean_up_tokenization_spaces": False,
     }
     if "labels" in recipe.settings:
-        truncation = recipe.settings["truncation"]
-        settings |= {
-            "model_max_length": recipe.settings["max_length"],
-            "padding_side": "right",
-            "truncation_side": "left" if truncation == "tail" else "right",
-            # "<|endoftext|>" inside a text is thirteen characters, as it was in training.
-            "split_special_tokens": True,
-        }
+        settings |= _as_in_training(recipe)
         write_tokenizer_files(encoding, folder, _CLEANING)
     else:
         settings |= {"model_max_length": model.config.n_positions, "padding_side": "left"}

@@ -20,7 +20,12 @@ def licences(start: ModelSettings, data: list[str], revision: str = "") -> list[
     """A line on each thing that the weights have learnt from, for the card of an exported model.
     `start` is what the model is built from, `data` what --data names, `revision` the commit of a
     data set of the hub."""
-    lines = [*_of_weights(start), *(_of_data(name, revision) for name in data)]
+    return with_licences_of_data(_of_weights(start), data, revision)
+
+
+def with_licences_of_data(weights: list[str], data: list[str], revision: str = "") -> list[str]:
+    """The lines on the `weights` that training starts from, and one on each of `data`."""
+    lines = [*weights, *(_of_data(name, revision) for name in data)]
     return list(dict.fromkeys(lines))  # a resumed run starts from weights that know its data
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from torch import nn
+
 from gpt2.checkpoint import Recipe
-from gpt2.model import GPT2
+from gpt2.encoder import Encoder
 from gpt2.support.tables import format_table, percent
 from gpt2.weights.hugging_face import RELEASED
 
@@ -48,7 +50,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 
 
 def model_card(
-    name: str, model: GPT2, recipe: Recipe, results: dict[str, Any], base: str = ""
+    name: str, model: nn.Module, recipe: Recipe, results: dict[str, Any], base: str = ""
 ) -> str:
     """Markdown with the YAML head that the hub reads. `results` may be empty: a checkpoint without
     its run has no figures to tell. `base`: what adapters stand on that are alone in the folder."""
@@ -61,7 +63,7 @@ def model_card(
             'model="{name}"', "model=model, tokenizer=tokenizer"
         )
     parts = [
-        _head(recipe, results, base),
+        _head(model, recipe, results, base),
         f"# {name}",
         _what(model, recipe, results),
         f"## Use\n\n```python\n{use.format(name=name, example=example)}\n```",
@@ -78,11 +80,12 @@ def _section(title: str, lines: list[str]) -> str:
     return f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
 
 
-def _head(recipe: Recipe, results: dict[str, Any], base: str) -> str:
+def _head(model: nn.Module, recipe: Recipe, results: dict[str, Any], base: str) -> str:
+    family = "encoder" if isinstance(model, Encoder) else "gpt2"
     kind = "classification" if recipe.task == "classification" else "generation"
     library = "peft" if base else "transformers"
     lines = ["---", f"library_name: {library}", f"pipeline_tag: text-{kind}",
-             f"tags:\n- gpt2\n- {_PROJECT}"]  # fmt: skip
+             f"tags:\n- {family}\n- {_PROJECT}"]  # fmt: skip
     if recipe.settings.get("trained_on"):
         lines.append("license: other")  # those that its last section names
     # not by the model's name, which a folder may have as well
@@ -93,22 +96,27 @@ def _head(recipe: Recipe, results: dict[str, Any], base: str) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _what(model: GPT2, recipe: Recipe, results: dict[str, Any]) -> str:
-    config = model.config
+def _what(model: nn.Module, recipe: Recipe, results: dict[str, Any]) -> str:
+    config, is_encoder = model.config, isinstance(model, Encoder)
     started = results.get("model", {})
     start = f", from {started['init']} weights ({started['name']})" if started else ""
     if recipe.task == "classification":
         labels = ", ".join(f"`{label}`" for label in recipe.settings["labels"])
-        does = f"It classifies texts as one of: {labels}. It looks at the last token of a text."
+        does = f"It classifies texts as one of: {labels}."
+        does += "" if is_encoder else " It looks at the last token of a text."
     elif recipe.task == "instruction":
         does = "It answers instructions."
     else:
         does = "It continues texts."
+    kind, shape = "GPT-2", f"{len(model.h)} blocks"
+    if is_encoder:
+        kind = type(model.network).__name__
+    else:
+        shape += f", {config.n_head} heads, width {config.n_embd}"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     return (
-        f"A GPT-2 with {sum(p.numel() for p in model.parameters()):,} parameters "
-        f"({config.n_layer} blocks, {config.n_head} heads, width {config.n_embd}, context "
-        f"{config.n_positions}, {config.vocab_size:,} tokens), trained with {_PROJECT}{start}. "
-        f"{does}"
+        f"A {kind} with {parameters:,} parameters ({shape}, context {config.n_positions}, "
+        f"{config.vocab_size:,} tokens), trained with {_PROJECT}{start}. {does}"
     )
 
 
@@ -158,7 +166,7 @@ def _figure(name: str, value: float | None) -> str | None:
     return f"{value:,.4f}" if name in ("loss", "perplexity") else percent(value)
 
 
-def _limits(model: GPT2, recipe: Recipe) -> list[str]:
+def _limits(model: nn.Module, recipe: Recipe) -> list[str]:
     context, longest = model.config.n_positions, recipe.settings["max_length"]
     always = "It says what its data make likely, with the errors and prejudices of these data."
     if recipe.task == "classification":
@@ -168,15 +176,19 @@ def _limits(model: GPT2, recipe: Recipe) -> list[str]:
             "tail": f"the last {longest:,} tokens",
             "head-tail": f"{longest:,} tokens (a quarter from the start, the rest from the end)",
         }[truncation]
+        empty = (
+            "A text without content has no token: alone the pipeline fails on it, and beside "
+            "others it gets any label. Leave it out."
+        )
+        if isinstance(model, Encoder):
+            empty = "So does a text without content. Leave it out."
         there = f"keeps the first {longest:,}" if truncation == "head-tail" else "cuts there too"
         return [
             f"It was trained on {kept} of each text. With `truncation=True` the pipeline {there}; "
             f"without, texts of more than {context:,} tokens fail.",
             "The tokenizer turns `<br>` and runs of white space into one space, as in training; "
             "HTML entities (`&amp;`) were replaced as well, which is left to the caller here.",
-            "Every text gets one of the labels, one that has nothing to do with them too. A text "
-            "without content has no token: alone the pipeline fails on it, and beside others it "
-            "gets any label. Leave it out.",
+            f"Every text gets one of the labels, one that has nothing to do with them too. {empty}",
             always,
         ]
     if recipe.task != "instruction":

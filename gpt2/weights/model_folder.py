@@ -13,7 +13,7 @@ import tiktoken
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.lora import LoRA
 from gpt2.model import SIZES, GPT2Config
-from gpt2.support.durable import whole_folder
+from gpt2.support.durable import MANIFEST, whole_folder
 from gpt2.support.errors import UserError
 from gpt2.tokenizer import get_encoding, load_encoding
 from gpt2.weights.hugging_face import CLASSIFIER, read_description
@@ -44,11 +44,20 @@ def open_model_folder(folder: Path) -> ModelFolder:
     folder = best if best.is_dir() else folder
     if (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: this run has not saved a model")
+    if is_encoder_checkpoint(folder):
+        raise UserError(
+            f"{folder}: is an encoder of baselines/train_encoder.py, which goes on from it"
+        )
     if (folder / CONFIG).is_file():
         return _read_peft(folder)
     if (folder / "encoding.json").is_file() and (folder / "config.json").is_file():
         return _read_checkpoint(folder)
     return _read_layout(folder)
+
+
+def is_encoder_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is a checkpoint of a run of baselines/train_encoder.py."""
+    return (folder / MANIFEST).is_file() and (folder / "tokenizer.json").is_file()
 
 
 def _read_checkpoint(folder: Path) -> ModelFolder:

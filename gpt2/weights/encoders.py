@@ -1,0 +1,295 @@
+"""From `--model` of train_encoder.py to an encoder: which files, tokens, weights and classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpt2.checkpoint import load_checkpoint
+from gpt2.encoder import Encoder, EncoderConfig, import_transformers, new_network
+from gpt2.model import choose_trainable
+from gpt2.support.distributed import on_rank_0
+from gpt2.support.durable import MANIFEST, whole_folder
+from gpt2.support.errors import UserError
+from gpt2.support.flags import flag
+from gpt2.support.hub import download, list_files
+from gpt2.support.run_folder import RunFolder
+from gpt2.support.same_logits import compute_logits, fixed_rows, how_changed, same_logits
+from gpt2.support.splits import hub_name
+from gpt2.tokenizer import EncoderTokenizer, load_encoding
+
+# name -> repository, pinned commit, licence
+RELEASED_ENCODERS = {
+    "distilbert-base-uncased": (
+        "distilbert/distilbert-base-uncased", "12040accade4e8a0f71eabdb258fecc2e7e948be",
+        "Apache-2.0",
+    ),
+    "bert-base-uncased": (
+        "google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594", "Apache-2.0",
+    ),
+    "roberta-base": (
+        "FacebookAI/roberta-base", "e2da8e2f811d1448a5b465c236feacd80ffbac7b", "MIT",
+    ),
+}  # fmt: skip
+
+# The files of a repository that are downloaded: of the weights the first that is there.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "spm.model",
+)  # fmt: skip
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+@dataclass
+class EncoderSettings:
+    """Model"""
+
+    model: str = flag(
+        "distilbert-base-uncased",
+        f"{', '.join(RELEASED_ENCODERS)} or another encoder of the hub, OWNER/NAME[@REVISION], "
+        "downloaded; a folder: an encoder in the Hugging Face layout, or a run to go on from",
+        names=tuple(RELEASED_ENCODERS),
+    )
+    dropout: float | None = flag(
+        None, "share of activations dropped in training; left out, as the encoder was pre-trained, "
+        "mostly 0.1", at_least=0, at_most=0.9,
+    )  # fmt: skip
+
+
+@dataclass
+class FoundEncoder:
+    """What `--model` names. `labels` are those of its classifier, None if it has none."""
+
+    where: str  # in words
+    folder: Path
+    config: dict[str, Any]  # as transformers describes it
+    labels: list[str] | None
+    encoding: EncoderTokenizer
+    is_checkpoint: bool  # of this project, and not in the Hugging Face layout
+    learnt_from: list[str]  # with the licences
+
+
+def starting_encoder(settings: EncoderSettings, run: RunFolder) -> EncoderSettings:
+    """The settings to build the encoder by: those given, or of a run to resume its own `last/`, so
+    that what `--model` named when it began need not be there any more."""
+    last = whole_folder(run.folder / "last")
+    if run.resume and last.is_dir() and (run.folder / "before.json").is_file():
+        return dataclasses.replace(settings, model=str(last))
+    return settings
+
+
+def find_encoder(settings: EncoderSettings) -> FoundEncoder:
+    """What `--model` names, downloaded if need be. Raises UserError if it is no encoder, or cannot
+    be had."""
+    name = settings.model
+    if Path(name).is_dir():
+        best = whole_folder(Path(name) / "best")
+        folder = best if best.is_dir() else Path(name)
+        if (folder / MANIFEST).is_file():
+            return _read_checkpoint(folder)
+        learnt_from = [f"weights in {folder.resolve().name}: see the card that came with them"]
+        return _read_layout(folder, str(folder), learnt_from)
+    if name in RELEASED_ENCODERS:
+        repository, revision, licence = RELEASED_ENCODERS[name]
+    elif hub := hub_name(name):
+        repository, revision = hub["repository"], hub["revision"] or "main"
+        licence = "see its card"
+    else:
+        raise UserError(
+            f"--model {name}: neither a folder nor an encoder of the hub "
+            f"({', '.join(RELEASED_ENCODERS)}, OWNER/NAME)"
+        )
+    folder, commit = on_rank_0(lambda: _download(repository, revision))
+    where = f"{repository} at {commit[:8]}"
+    return _read_layout(folder, where, [f"weights of {repository}: {licence}"])
+
+
+def _download(repository: str, revision: str) -> tuple[Path, str]:
+    """The folder of the hub's cache that holds the encoder, and its commit."""
+    way_out = "if you have its files, name their folder: --model FOLDER"
+    commit, files = list_files("model", repository, revision, way_out)
+    weights = next((name for name in _WEIGHTS if name in files), None)
+    if weights is None or "config.json" not in files:
+        raise UserError(f"the model {repository} has no config.json with {' or '.join(_WEIGHTS)}")
+    wanted = ["config.json", *(name for name in _TOKENIZER_FILES if name in files), weights]
+    if weights.endswith(".index.json"):
+        index = download(repository, weights, commit, "model", way_out)
+        wanted += sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    paths = [download(repository, name, commit, "model", way_out) for name in wanted]
+    return paths[0].parent, commit
+
+
+def _read_checkpoint(folder: Path) -> FoundEncoder:
+    """One of a run of this project."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config, settings = content.get("encoder"), content["settings"]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
+    if config is None:
+        raise UserError(
+            f"--model {folder}: is a run of GPT-2; classification/train_gpt.py goes on from it"
+        )
+    where = f"{folder} ({content['task']})"
+    return FoundEncoder(
+        where, folder, config, settings["labels"], load_encoding(folder), True,
+        settings["trained_on"],
+    )  # fmt: skip
+
+
+def _read_layout(folder: Path, where: str, learnt_from: list[str]) -> FoundEncoder:
+    """An encoder in the Hugging Face layout, read without any code that may lie beside it."""
+    transformers = import_transformers()
+    from transformers.models.auto import modeling_auto
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--model {folder}: has no config.json, so it is neither a run nor a model")
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # of a damaged or an unknown description anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{folder / 'config.json'}: not an encoder's description ({reason})"
+        ) from None
+    # Encoders are what was pre-trained by filling gaps in a text, and classifies.
+    fills = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    labels = config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if not (fills and labels) or config.is_encoder_decoder:
+        raise UserError(
+            f"--model {where}: a {config.model_type} is no encoder that classifies, as BERT, "
+            "DistilBERT and RoBERTa are; a GPT-2 is for classification/train_gpt.py"
+        )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        special = {
+            name: str(token) for name, token in tokenizer.special_tokens_map.items()
+            if isinstance(token, str)
+        }  # fmt: skip
+        encoding = EncoderTokenizer(tokenizer.backend_tokenizer, special)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--model {where}: its tokenizer cannot be read ({reason}); it needs tokenizer.json, "
+            "or vocab.txt, or vocab.json with merges.txt"
+        ) from None
+    architecture = (config.architectures or ["?"])[0]
+    has_classifier = architecture.endswith("ForSequenceClassification")
+    names = [config.id2label[number] for number in sorted(config.id2label)]
+    return FoundEncoder(
+        f"{where} ({architecture})", folder, config.to_dict(), names if has_classifier else None,
+        encoding, False, learnt_from,
+    )  # fmt: skip
+
+
+def choose_encoder(settings: EncoderSettings) -> tuple[EncoderConfig, EncoderTokenizer]:
+    """The shape and the tokens of what `--model` names. Raises UserError."""
+    found = find_encoder(settings)
+    with torch.device("meta"):  # without any memory
+        return _encoder(found, found.config).config, found.encoding
+
+
+def build_encoder(
+    settings: EncoderSettings, labels: Sequence[str], train: str, seed: int
+) -> tuple[Encoder, str]:
+    """The encoder that training starts from, on the CPU, frozen but for what `train` names; and
+    where its weights come from, in words. It keeps its classifier if that has the same `labels`;
+    else it gets a new one, whose weights depend on `seed` alone.
+
+    Raises UserError if the weights do not fit, if its logits change with the padding beside a text,
+    or if `train` names nothing that it has.
+    """
+    found = find_encoder(settings)
+    config = found.config | {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    if settings.dropout is not None:
+        config |= dict.fromkeys(_dropouts(config), settings.dropout)
+    torch.manual_seed(seed)
+    model = _encoder(found, config)
+    if found.is_checkpoint:
+        trained = load_checkpoint(found.folder, "classification")[0].network
+    else:
+        trained = _read_network(found, model)
+    if found.labels == list(labels):
+        model.network.load_state_dict(trained.state_dict())
+        origin = f"trunk and head of {found.where}"
+    else:
+        model.network.base_model.load_state_dict(trained.base_model.state_dict())
+        old = f"the old one's labels were {', '.join(found.labels)}" if found.labels else "no old"
+        origin = f"trunk, new head ({old}), of {found.where}"
+    _check_pads(found, model)
+    try:
+        choose_trainable(model, train)
+    except ValueError as error:
+        raise UserError(f"--train {error}") from None
+    return model, origin
+
+
+def _encoder(found: FoundEncoder, config: dict[str, Any]) -> Encoder:
+    try:
+        return Encoder(new_network(config))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"--model {found.where}: cannot be built ({error})") from None
+
+
+def _check_pads(found: FoundEncoder, model: Encoder) -> None:
+    """The same text must have the same logits in any batch; FNet, without a mask, is refused."""
+    tokens, lengths = fixed_rows(model.config.n_positions, model.config.vocab_size)
+    beside_a_longer_one = compute_logits(model, tokens, lengths)[1:]
+    alone = compute_logits(model, tokens[1:, : lengths[1]], lengths[1:])
+    if not same_logits(alone, beside_a_longer_one):
+        raise UserError(
+            f"--model {found.where}: its logits change with the padding beside a text "
+            f"({how_changed(alone, beside_a_longer_one)}); take another encoder"
+        )
+
+
+def _dropouts(config: dict[str, Any]) -> list[str]:
+    """The shares of dropout among the values of `config`: every family calls its own otherwise."""
+    return [
+        name for name, value in config.items()
+        if "dropout" in name and (value is None or type(value) in (int, float))
+    ]  # fmt: skip
+
+
+def _read_network(found: FoundEncoder, model: Encoder) -> nn.Module:
+    """The network in the folder, as the network of `model` is made; what is missing above its
+    blocks is random. Of a pytorch_model.bin nothing but tensors is read. Raises UserError."""
+    network = model.network
+    try:
+        trained, loading = type(network).from_pretrained(
+            str(found.folder), config=network.config, dtype=torch.float32, local_files_only=True,
+            weights_only=True, ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # damaged files raise whatever they like
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--model {found.where}: its weights cannot be read ({reason})") from None
+    head = {id(parameter) for parameter in model.head.parameters()}
+    trunk = {name for name, p in network.named_parameters() if id(p) not in head}
+    mismatched = {key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]}
+    wrong = sorted(trunk & (set(loading["missing_keys"]) | mismatched))
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"--model {found.where}: its weights have nothing that fits {', '.join(wrong[:3])}"
+            f"{more}"
+        )
+    return trained
+
+
+def encoder_learning_rate(train: str) -> float:
+    """The peak rate where none is given: the field's usual values (Devlin et al. 2019, "BERT:
+    Pre-training of Deep Bidirectional Transformers", appendix A.3)."""
+    return 1e-3 if train == "head" else 5e-5
