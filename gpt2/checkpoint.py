@@ -50,8 +50,8 @@ SETTINGS = {
         "temperature", "threshold",
     ),
     "instruction": (
-        "template", "max_length", "instruction_column", "input_column", "output_column",
-        "turns", "trained_on",
+        "template", "max_length", "instruction", "instruction_column", "input_column",
+        "output_column", "turns", "trained_on",
     ),
     "pretraining": ("max_length", "trained_on"),
 }  # fmt: skip
@@ -61,6 +61,7 @@ _OLDER = {
     "truncation": "head",
     "text_column": "text",
     "label_column": "label",
+    "instruction": "",
     "instruction_column": "instruction",
     "input_column": "input",
     "output_column": "output",
@@ -191,13 +192,14 @@ def load_training(
     return state
 
 
-def load_checkpoint(path: Path, task: str) -> tuple[GPT2, Recipe]:
+def load_checkpoint(path: str | Path, task: str) -> tuple[GPT2, Recipe]:
     """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
     folder. The model is on the CPU and in evaluation mode.
 
     Raises UserError if there is no whole checkpoint for `task` in `path`, or if its weights compute
     something else in this code than they did in the code that saved them.
     """
+    path = Path(path)
     best = whole_folder(path / "best")
     folder = best if best.is_dir() else path
     if (folder / "metrics.jsonl").is_file():
