@@ -204,7 +204,7 @@ def test_the_two_commands_that_install_are_those_of_ci():
     in_ci = (REPOSITORY / ".ci/run").read_text()
     for command in INSTALLS:
         assert command in in_ci
-    known = ("python ", "cat ", "torchrun ", "pip install -e ", "pytest", "ruff ")
+    known = ("python ", "cat ", "torchrun ", "pip install -e ", "pytest", "ruff ", "jupytext ")
     assert all(command.startswith(known) for command in commands)
 
 
