@@ -173,7 +173,10 @@ def main() -> None:
             "run", metavar="RUN", type=Path, help="a run of instruction_finetuning.py"
         )
         parser.add_argument(
-            "instruction", metavar="INSTRUCTION", nargs="?", help="none: conversation"
+            "instruction",
+            metavar="INSTRUCTION",
+            nargs="?",
+            help="or, of a run with one --instruction, what that is about; none: conversation",
         )
 
     settings, sampling, on, arguments = parse_flags(

@@ -186,6 +186,9 @@ def here(tmp_path):
     (folder / "mine_qa.jsonl").write_text("\n".join(map(json.dumps, own)))
     faq = pl.DataFrame(own).select(asked="question", told="answer")
     faq.write_csv(folder / "mine_faq.csv")
+    news = pl.DataFrame([{"article": row["question"], "summary": row["answer"]} for row in own])
+    news.write_csv(folder / "news.csv")
+    news.select("article").write_csv(folder / "new_articles.csv")
     chats = [
         [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["answer"]}]
         for row in own

@@ -118,3 +118,28 @@ def test_the_page_on_python(tmp_path, monkeypatch, call_script, capsys):
     assert [text for text, _ in eval(training.splitlines()[-1])] == names["more"]
     shares = [float(line.split("%")[0]) for line in attention.splitlines()]
     assert len(shares) == len(names["tokens"]) and abs(sum(shares) - 100) < 1
+
+
+def test_the_page_on_an_own_task(tmp_path, monkeypatch, call_script, capsys):
+    use_tiny_mini(tmp_path / "tiny mini", monkeypatch)
+    script, short = "classification/train_gpt.py", SHORT["classification/train_gpt.py"].split()
+    page = PAGES["docs/own-task.md"]
+    look, mistakes = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert call_script("classification/make_tickets.py", "tickets.csv").returncode == 0
+    exec(look, {})
+    printed = capsys.readouterr().out
+    own = re.findall(r"^\| (\w+) +\| +(\d+) \| +(\d+) \| +\d+ \|$", page, re.MULTILINE)
+    assert len(own) == 5
+    for line in own:
+        assert re.search(r" {} +┆ {} +┆ {}\.".format(*line), printed), line  # the page's own table
+    copies = re.search(r"(\d+) rows have a text that stands there twice", page)[1]
+    assert f"{copies} rows have a text that another row has too" in printed
+    done = call_script(script, "--data", "tickets.csv", "--label-column", "queue", *short,
+                       "--max-test", 60, "--out", "runs/tickets")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = {}
+    exec(mistakes, names)
+    results = json.loads((tmp_path / "runs/tickets/results.json").read_text())
+    wrong = names["confident"]
+    assert len(wrong) == round(60 * (1 - results["after"]["test"]["accuracy"]))
+    assert wrong["text"][0] == results["mistakes"][0]["text"]
