@@ -21,7 +21,7 @@ from benchmarks.workload import Job, dataset_of
 from classification.evaluation import classification_loss
 from classification.predict import predict
 from gpt2.batching import Batch, sorted_batches
-from gpt2.checkpoint import load_checkpoint
+from gpt2.weights.loading import load_model
 from gpt2.generation import SamplingSettings, generate
 from gpt2.language_modelling import language_model_loss
 from gpt2.optimization import TrainingConfig
@@ -42,7 +42,7 @@ class Enough(Exception):
 
 def train_here(job: Job) -> Measured:
     """`train` of gpt2/training.py, the loop of this project's scripts."""
-    model, recipe = load_checkpoint(job.run, job.data)
+    model, recipe = load_model(job.run, job.data)
     dataset = dataset_of(job, recipe)
     task_loss = classification_loss if job.data == "classification" else language_model_loss
     seen = Seen()
@@ -87,7 +87,7 @@ def train_here(job: Job) -> Measured:
 
 def predict_here(job: Job) -> Measured:
     """`predict` of classification/predict.py, from texts to probabilities."""
-    model, recipe = load_checkpoint(job.run, job.data)
+    model, recipe = load_model(job.run, job.data)
     model.to(job.device)
     texts = [text for text, _ in job.rows()]
     seen = Seen()
@@ -106,7 +106,7 @@ def predict_here(job: Job) -> Measured:
 
 def generate_here(job: Job) -> Measured:
     """`generate` of gpt2/generation.py, with prompts of similar length in a batch."""
-    model, recipe = load_checkpoint(job.run, job.data)
+    model, recipe = load_model(job.run, job.data)
     model.to(job.device)
     dataset = dataset_of(job, recipe)
     prompts = [dataset.prompt(row) for row in range(len(dataset))]
@@ -234,7 +234,7 @@ def generate_with_transformers(job: Job, tuned: bool = False) -> Measured:
 
     model = AutoModelForCausalLM.from_pretrained(job.exported).to(job.device).eval()
     model.generation_config.eos_token_id = None  # never stops: the same number of tokens for all
-    _, recipe = load_checkpoint(job.run, job.data)
+    _, recipe = load_model(job.run, job.data)
     dataset, seen = dataset_of(job, recipe), Seen()
     prompts = [dataset.prompt(row) for row in range(len(dataset))]
     batches = sorted_batches([len(prompt) for prompt in prompts], job.settings.batch_size)
@@ -269,7 +269,7 @@ def rows_for_trainer(job: Job) -> tuple[list[dict[str, Any]], Any]:
     the right."""
     from transformers import AutoTokenizer
 
-    _, recipe = load_checkpoint(job.run, job.data)
+    _, recipe = load_model(job.run, job.data)
     dataset = dataset_of(job, recipe)
     rows: list[dict[str, Any]] = []
     for tokens, targets in (dataset[row] for row in range(len(dataset))):

@@ -84,7 +84,7 @@ def adamw_in_a_loop() -> AbstractContextManager:
 def compiled_blocks() -> Iterator[None]:
     """torch.compile of the blocks, but for attention's formula: it has more parts the longer the
     rows are, and each number of parts would be compiled anew."""
-    original = contenders.load_checkpoint
+    original = contenders.load_model
 
     def load(*arguments: object) -> object:
         model, checkpoint = original(*arguments)
@@ -95,7 +95,7 @@ def compiled_blocks() -> Iterator[None]:
     attention = torch.compiler.disable(gpt2.model._attention_in_blocks)
     with (
         mock.patch("gpt2.model._attention_in_blocks", attention),
-        mock.patch.object(contenders, "load_checkpoint", load),
+        mock.patch.object(contenders, "load_model", load),
     ):
         yield
 

@@ -96,16 +96,16 @@ class PredictSettings:
 def predict(
     model: GPT2,
     recipe: Recipe,
-    texts: Iterable[str],
+    texts: str | Iterable[str],
     batch_size: int = 32,
     precision: str = "auto",
 ) -> Iterator[tuple[str, Answer]]:
     """Each text, in order, with the probability of each label, calibrated by the temperature of
-    `recipe`; None for a text without content. `model` must be in evaluation mode; no more than
-    4,096 texts are held at once."""
+    `recipe`; None for a text without content. One text may be given alone. `model` must be in
+    evaluation mode; no more than 4,096 texts are held at once."""
     labels, max_length = recipe.settings["labels"], recipe.settings["max_length"]
     truncation = recipe.settings["truncation"]
-    texts = iter(texts)
+    texts = iter([texts] if isinstance(texts, str) else texts)  # a string's items are letters
     while chunk := list(itertools.islice(texts, _CHUNK)):
         cleaned = [clean_text(text) for text in chunk]
         places = [place for place, text in enumerate(cleaned) if text]

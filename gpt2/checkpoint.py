@@ -52,8 +52,8 @@ SETTINGS = {
         "temperature", "threshold",
     ),
     "instruction": (
-        "template", "max_length", "instruction_column", "input_column", "output_column",
-        "turns", "trained_on",
+        "template", "max_length", "instruction", "instruction_column", "input_column",
+        "output_column", "turns", "trained_on",
     ),
     "pretraining": ("max_length", "trained_on"),
 }  # fmt: skip
@@ -63,6 +63,7 @@ _OLDER = {
     "truncation": "head",
     "text_column": "text",
     "label_column": "label",
+    "instruction": "",
     "instruction_column": "instruction",
     "input_column": "input",
     "output_column": "output",
@@ -200,7 +201,9 @@ def load_training(
 
 
 def load_checkpoint(
-    path: Path, task: str, adapt_base: Callable[[LoRA, GPT2Config, Head], GPT2] | None = None
+    path: str | Path,
+    task: str,
+    adapt_base: Callable[[LoRA, GPT2Config, Head], GPT2] | None = None,
 ) -> tuple[nn.Module, Recipe]:
     """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
     folder. The model is on the CPU and in evaluation mode. Of adapters `adapt_base` makes the model
@@ -209,6 +212,7 @@ def load_checkpoint(
     Raises UserError if there is no whole checkpoint for `task` in `path`, or if its weights compute
     something else in this code than they did in the code that saved them.
     """
+    path = Path(path)
     best = whole_folder(path / "best")
     folder = best if best.is_dir() else path
     if (folder / "metrics.jsonl").is_file():

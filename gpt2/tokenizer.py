@@ -118,7 +118,10 @@ def encode_text(encoding: Encoding, text: str) -> list[int]:
 
 
 def encode_texts(encoding: Encoding, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each of `texts`, by several threads."""
+    """The token ids of each of `texts`, by several threads. Raises TypeError for one string, whose
+    items are letters."""
+    if isinstance(texts, str):
+        raise TypeError(f"a list of texts is needed, not the one text {texts[:40]!r}")
     with ThreadPoolExecutor(8) as threads:
         return list(threads.map(partial(encode_text, encoding), texts))
 

@@ -88,11 +88,11 @@ def read_clean(
     found = dataclasses.replace(settings, revision=revision)
     frame = read_source(found, notes)
     removed = {}
-    for reason, condition in (
-        ("empty instruction", pl.col("instruction") != ""),
-        ("empty output", pl.col("output") != ""),
-        ("duplicate", pl.struct("instruction", "input").is_first_distinct()),
-    ):
+    conditions = {f"empty {column}": pl.col(column) != "" for column in COLUMNS}
+    if not settings.instruction:  # with one instruction for all, a row is nothing without its input
+        del conditions["empty input"]
+    conditions["duplicate"] = pl.struct("instruction", "input").is_first_distinct()
+    for reason, condition in conditions.items():
         kept = frame.filter(condition)
         removed[reason] = len(frame) - len(kept)
         frame = kept

@@ -41,7 +41,13 @@ from gpt2.support.script import run_script
 from gpt2.support.splits import counts_in_words, data_name
 from gpt2.weights.loading import load_model
 from instruction.data import InstructionDataset, load_splits, read_clean, with_room
-from instruction.evaluation import Answer, answer_metrics, answer_prompts
+from instruction.evaluation import (
+    Answer,
+    answer_metrics,
+    answer_prompts,
+    first_sentences,
+    rouge,
+)
 from instruction.report import metrics_table, question, side_by_side
 from instruction.sources import BUILT_IN, DataSettings
 from instruction.template import Template
@@ -132,7 +138,13 @@ def main() -> None:
                  "truncated": dataset.truncated, "answered": len(answers)},
         "metrics": metrics,
     }  # fmt: skip
-    table = metrics_table([f"{len(rows):,} rows of {name}", str(arguments.run)], [metrics])
+    header, columns = [f"{len(rows):,} rows of {name}", str(arguments.run)], [metrics]
+    if recipe.settings["instruction"]:
+        copied = [first_sentences(text) for text in predictions["input"]]
+        if found := rouge(copied, predictions["reference"].to_list()):
+            results["first_sentences"] = found
+            header, columns = [*header, "first 3 sentences"], [metrics, found]
+    table = metrics_table(header, columns)
     report = "\n\n".join(
         [
             f"# {name}: evaluation of {arguments.run}",
@@ -163,8 +175,10 @@ def read_rows(
         default = getattr(DataSettings(), column)
         of_run = default if settings.data in BUILT_IN else recipe.settings[column]
         columns[column] = getattr(settings, column) or of_run
+    own_instructions = settings.instruction_column or settings.data in BUILT_IN
     given = DataSettings(
         data=settings.data,
+        instruction="" if own_instructions else recipe.settings["instruction"],
         revision=settings.revision,
         turns=settings.turns or recipe.settings["turns"],
         **columns,

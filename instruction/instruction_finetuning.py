@@ -59,7 +59,9 @@ from instruction.evaluation import (
     Answer,
     answer_metrics,
     answer_prompts,
+    first_sentences,
     judge_tasks,
+    rouge,
     task_metrics,
     task_prompts,
 )
@@ -173,7 +175,7 @@ def main() -> None:
         "instruction",
         run.encoding,
         {"template": dataclasses.asdict(template), "max_length": data.max_length,
-         **splits.columns, "turns": data.turns,
+         "instruction": data.instruction, **splits.columns, "turns": data.turns,
          "trained_on": licences(run.start, [data.data], data.revision)},
     )  # fmt: skip
     with explaining_not_finite(splits.train["instruction"]):
@@ -203,11 +205,17 @@ def main() -> None:
         "answers": answer_records(answered_rows, before["answers"], after["answers"]),
         "tasks": task_records(before["tasks"], after["tasks"]),
     }
+    if data.instruction:  # what a summary is to be better than
+        copied = [first_sentences(text) for text in answered_rows["input"]]
+        if found := rouge(copied, answered_rows["output"].to_list()):
+            results["first_sentences"] = {reported: found}
     for split, found in after["row_losses"].items():
         earlier = before.get("row_losses", {}).get(split)  # older runs kept none
         write_predictions(run.folder.folder, dict(splits.items())[split], split, earlier, found)
     write_report(run.folder, results)
     instruction, text = shown[0]
+    if data.instruction:  # respond.py knows it
+        instruction, text = short_text([text]), ""
     example = shlex.quote(instruction) + (f" --input {shlex.quote(text)}" if text else "")
     respond = f"python {beside(__file__, 'respond.py')} {shlex.quote(str(run.folder.folder))}"
     run.end(
@@ -219,14 +227,16 @@ def main() -> None:
 
 def example_prompts(validation: pl.DataFrame) -> list[tuple[str, str]]:
     """(instruction, input) of two of the rows: the first short one without input and, where there
-    is one, the first with a short input. They are answered at each evaluation."""
+    is one, the first with a short input; or else of one, that with the shortest input. They are
+    answered at each evaluation."""
     alone = validation.filter(pl.col("input") == "")["instruction"]
     found = [(short_text(alone), "")] if len(alone) else []
     about = validation.filter(pl.col("input").str.len_chars().is_between(1, 70))
     if not about.is_empty():
         shortest = about.sort(pl.col("instruction").str.len_chars(), maintain_order=True)
         found.append(shortest.select("instruction", "input").row(0))
-    return found or [(short_text(validation["instruction"]), "")]
+    shortest = validation.sort(pl.col("input").str.len_chars(), maintain_order=True)
+    return found or [shortest.select("instruction", "input").row(0)]
 
 
 @dataclass

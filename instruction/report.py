@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
@@ -17,6 +17,8 @@ from instruction.tasks import TASKS
 _SHOWN = 20  # answers side by side
 
 _SHARES = {
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
     "ends_with_eos": "ends by itself",
     "empty": "is empty",
@@ -28,29 +30,42 @@ _SHARES = {
 
 
 def comparison_table(results: dict[str, Any]) -> str:
-    """Before and after fine-tuning, on the reported split."""
+    """Before and after fine-tuning, on the reported split; where all rows have one instruction,
+    beside the first sentences of their inputs."""
     reported = results["data"]["reported"]
     header = [f"{results['data'][reported]:,} {reported} rows", "before", "after"]
-    table = metrics_table(header, [results["before"][reported], results["after"][reported]])
-    return "\n".join([table, "", *(f"- {said}" for said in describe_evidence(results["evidence"]))])
+    columns = [results["before"][reported], results["after"][reported]]
+    if "first_sentences" in results:
+        header.append("first 3 sentences")
+        columns.append(results["first_sentences"][reported])
+    said = [f"- {sentence}" for sentence in describe_evidence(results["evidence"])]
+    return "\n".join([metrics_table(header, columns), "", *said])
 
 
 def metrics_table(header: Sequence[str], columns: Sequence[dict[str, Any]]) -> str:
-    """A line on each metric, with a column for each of `columns`."""
+    """A line on each metric, with a column for each of `columns`; a dash where one has no such
+    metric. A line below says how ROUGE is to be had, where it is missing."""
+
+    def row(name: str, found: list[float | None], show: Callable[[float], str]) -> list[str | None]:
+        return [name, *(None if value is None else show(value) for value in found)]
+
+    def values(key: str) -> list[float | None]:
+        return [column.get(key) for column in columns]
+
     rows = [
-        ["loss (nats a response token)", *(f"{column['loss']:.4f}" for column in columns)],
-        ["perplexity", *(f"{column['perplexity']:,.1f}" for column in columns)],
+        row("loss (nats a response token)", values("loss"), "{:.4f}".format),
+        row("perplexity", values("perplexity"), "{:,.1f}".format),
     ]
-    rows += [
-        [name, *(percent(column[key]) for column in columns)]
-        for key, name in _SHARES.items()
-        if key in columns[0]
-    ]
-    rows += [
-        [f"tasks: {kind}", *(percent(column["task_success_by_kind"][kind]) for column in columns)]
-        for kind in columns[0].get("task_success_by_kind", ())
-    ]
-    return format_table(header, rows)
+    for key, name in _SHARES.items():
+        if any(key in column for column in columns):
+            rows.append(row(name, values(key), percent))
+    for kind in columns[0].get("task_success_by_kind", ()):
+        shares = [column.get("task_success_by_kind", {}).get(kind) for column in columns]
+        rows.append(row(f"tasks: {kind}", shares, percent))
+    table = format_table(header, rows)
+    if any("rouge_l" not in column for column in columns):
+        table += "\n\n(ROUGE is left out; `pip install rouge-score` brings it)"
+    return table
 
 
 def answer_records(

@@ -8,6 +8,7 @@
 
     cat questions.txt | python instruction/respond.py RUN
 
+What a run with one --instruction for all rows is asked is the text that its instruction is about.
 A table (CSV, TSV, JSON Lines, Parquet, and whatever training reads) keeps its columns and gets one
 more, the answer. Of any other file, and of standard input, each line is an instruction. Without
 --out the answers come as JSON Lines. In a conversation Ctrl-C ends an answer and Ctrl-D the
@@ -26,7 +27,7 @@ if __name__ == "__main__":  # the code that lies here runs, whatever else is ins
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -82,35 +83,67 @@ class RespondSettings:
     batch_size: int = flag(16, "instructions of a file answered at once", at_least=1)
 
 
+def answer(
+    model: GPT2,
+    recipe: Recipe,
+    questions: str | Sequence[str | tuple[str, str]],
+    sampling: SamplingSettings | None = None,
+    batch_size: int = 16,
+    precision: str = "auto",
+    seed: int = 1,
+) -> list[str]:
+    """The answer to each of `questions`, in order. One is (instruction, input) or a text, which is
+    the instruction or, for a run with one --instruction for all rows, the input to that. One text
+    may be given alone. `model` must be in evaluation mode. Raises PromptTooLong."""
+    questions = [questions] if isinstance(questions, str) else questions  # its items are letters
+    template = Template(**recipe.settings["template"])
+    prompts = [template.prompt(*as_question(recipe, asked)) for asked in questions]
+    answers = answer_prompts(
+        model, recipe.encoding, encode_texts(recipe.encoding, prompts),
+        sampling or SamplingSettings(), batch_size, precision, seed,
+    )  # fmt: skip
+    return [found.text for found in answers]
+
+
+def as_question(recipe: Recipe, asked: str | tuple[str, str]) -> tuple[str, str]:
+    """(instruction, input) of what is asked, as in `answer`."""
+    if not isinstance(asked, str):
+        return asked
+    constant = recipe.settings["instruction"]
+    return (constant, asked) if constant else (asked, "")
+
+
 @dataclass
 class Questions:
     """Instructions to answer: a table, and its columns with the instruction and the input; "" if
-    there is no input."""
+    there is no input. Without a column for it, the instruction is `constant` for all rows."""
 
     table: Table
     instruction: str
     input: str
+    constant: str = ""
 
     def of(self, part: Part, first_row: int) -> list[tuple[str, str]]:
         """(instruction, input) of each row of a part of the table. Raises UserError."""
-        instructions = texts_of(self.table, part, self.instruction, first_row)
+        instructions = [self.constant] * len(part)
+        if self.instruction:
+            instructions = texts_of(self.table, part, self.instruction, first_row)
         inputs = [""] * len(part)
         if self.input:
             inputs = texts_of(self.table, part, self.input, first_row)
         questions = [
             (one.strip(), other.strip()) for one, other in zip(instructions, inputs, strict=True)
         ]
-        for number, (instruction, _) in enumerate(questions, start=first_row):
-            if not instruction:
-                raise UserError(
-                    f"{self.table.name}: row {number} needs an '{self.instruction}' that is text"
-                )
+        for number, (instruction, text) in enumerate(questions, start=first_row):
+            if not (text if self.constant else instruction):
+                column = self.input if self.constant else self.instruction
+                raise UserError(f"{self.table.name}: row {number} needs an '{column}' that is text")
         return questions
 
 
 def read_questions(settings: RespondSettings, recipe: Recipe) -> Questions:
     """What --file or, without it, standard input asks. Raises UserError."""
-    path = Path(settings.file)
+    path, constant = Path(settings.file), recipe.settings["instruction"]
     if not settings.file:
         name, text = "standard input", decode_utf8("standard input", sys.stdin.buffer.read())
     elif not is_table(path):
@@ -120,14 +153,18 @@ def read_questions(settings: RespondSettings, recipe: Recipe) -> Questions:
         table = open_table(path)
         for note in table.notes:
             print(note, file=sys.stderr)  # standard output holds the answers alone
+        wanted = settings.input_column or recipe.settings["input_column"]
+        if settings.input_column or constant:
+            require_columns(table, [wanted], "--input-column")
+        if constant and not settings.instruction_column:
+            return Questions(table, "", wanted, constant)
         instruction = settings.instruction_column or recipe.settings["instruction_column"]
         require_columns(table, [instruction], "--instruction-column")
-        if settings.input_column:
-            require_columns(table, [settings.input_column], "--input-column")
-        wanted = settings.input_column or recipe.settings["input_column"]
         return Questions(table, instruction, wanted if wanted in table.schema else "")
     # not splitlines(), which also cuts at characters that stand inside texts, as U+2028
     lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if constant:
+        return Questions(table_of_lines(name, "input", lines), "", "input", constant)
     return Questions(table_of_lines(name, "instruction", lines), "instruction", "")
 
 
@@ -137,7 +174,10 @@ def main() -> None:
             "run", metavar="RUN", type=Path, help="a run of instruction_finetuning.py"
         )
         parser.add_argument(
-            "instruction", metavar="INSTRUCTION", nargs="?", help="none: conversation"
+            "instruction",
+            metavar="INSTRUCTION",
+            nargs="?",
+            help="or, of a run with one --instruction, what that is about; none: conversation",
         )
 
     settings, sampling, on, arguments = parse_flags(
@@ -157,25 +197,24 @@ def main() -> None:
     except (TypeError, ValueError) as error:
         raise UserError(f"{arguments.run}: its checkpoint has no usable template ({error})")
 
-    def show(instruction: str, text: str, seed: int) -> None:
-        prompt = encode_text(encoding, template.prompt(instruction, text))
+    def show(asked: str | tuple[str, str], seed: int) -> None:
+        prompt = encode_text(encoding, template.prompt(*as_question(recipe, asked)))
         for piece in stream_text(model, encoding, prompt, sampling, seed, on.precision):
             print(piece, end="", flush=True)
         print()
 
     if not (settings.file or arguments.instruction) and sys.stdin.isatty():
-        converse(lambda instruction, turn: show(instruction, "", settings.seed + turn))
+        converse(lambda instruction, turn: show(instruction, settings.seed + turn))
     elif arguments.instruction:
+        asked, text = arguments.instruction.strip(), settings.input.strip()
         try:
-            show(arguments.instruction.strip(), settings.input.strip(), settings.seed)
+            show((asked, text) if text else asked, settings.seed)
         except PromptTooLong as error:
             raise UserError(str(error)) from None
     else:
         questions = read_questions(settings, recipe)
         _check_prompts(questions, encoding, template, model.config.n_positions)
-        answered = answer_all(
-            model, encoding, template, questions, sampling, settings, on.precision
-        )
+        answered = answer_all(model, recipe, questions, sampling, settings, on.precision)
         write_answers(answered, questions, Path(settings.out) if settings.out else None)
 
 
@@ -220,8 +259,7 @@ def _check_prompts(
 
 def answer_all(
     model: GPT2,
-    encoding: tiktoken.Encoding,
-    template: Template,
+    recipe: Recipe,
     questions: Questions,
     sampling: SamplingSettings,
     settings: RespondSettings,
@@ -236,12 +274,8 @@ def answer_all(
         for start in range(0, len(part), chunk):
             rows = part[start : start + chunk]
             asked = questions.of(rows, row + 1)
-            prompts = encode_texts(encoding, [template.prompt(*question) for question in asked])
-            answers = answer_prompts(
-                model, encoding, prompts, sampling, settings.batch_size, precision,
-                settings.seed + row,
-            )  # fmt: skip
-            yield rows, [answer.text for answer in answers]
+            seed = settings.seed + row
+            yield rows, answer(model, recipe, asked, sampling, settings.batch_size, precision, seed)
             row += len(rows)
             bar.update(len(rows))
     bar.close()

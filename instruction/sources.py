@@ -57,6 +57,10 @@ class DataSettings:
         "answer alone, or all of them, each with what was said before as its input",
         choices=("first", "all"),
     )  # fmt: skip
+    instruction: str = flag(
+        "", "one instruction for all rows of a table that has no column for it: Summarise. The "
+        "input is then what it is about, in training and in respond.py",
+    )  # fmt: skip
     instruction_column: str = flag(
         "instruction", "column with the instruction; `prompt` or `question` is found by itself"
     )
@@ -159,6 +163,14 @@ def _read(path: Path, settings: DataSettings, notes: list[str], read: Counter[st
     known = list(dict.fromkeys(name for row in rows for name in row))
     groups = list(range(len(rows)))
     conversations = find_conversations(known, columns)
+    if settings.instruction:
+        if settings.instruction_column in known:
+            raise UserError(
+                f"{path}: has a column '{settings.instruction_column}'; --instruction is for a "
+                "table without one"
+            )
+        rows = [{columns["instruction"]: settings.instruction} | row for row in rows]
+        known, conversations = [columns["instruction"], *known], None
     if conversations:
         rows, groups = conversation_rows(path, rows, conversations, settings.turns, read)
         known = list(COLUMNS)
@@ -175,7 +187,8 @@ def _read(path: Path, settings: DataSettings, notes: list[str], read: Counter[st
         )
         settings.output_column = columns["output"]
     for column, name in columns.items():
-        if name not in known and (column, name) != ("input", "input"):
+        is_optional = (column, name) == ("input", "input") and not settings.instruction
+        if name not in known and not is_optional:
             hint = "; a file for classification?" if "label" in known else ""
             raise UserError(
                 f"{path}: no field '{name}' (--{column}-column); the rows have: "

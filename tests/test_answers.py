@@ -1,6 +1,7 @@
 """How good are the answers: metrics by hand, every task judged right and wrong, batches."""
 
 import json
+import sys
 
 import polars as pl
 import pytest
@@ -16,11 +17,11 @@ from instruction.evaluation import (
     answer_prompts,
     judge_tasks,
     loops,
-    rouge_l,
+    rouge,
     task_metrics,
     well_formed,
 )
-from instruction.report import answer_records, task_records
+from instruction.report import answer_records, metrics_table, task_records
 from instruction.sources import SAMPLE
 from instruction.tasks import TASKS, number
 from instruction.template import Template
@@ -28,18 +29,36 @@ from instruction.template import Template
 ENCODING = get_encoding("mini")
 
 
-def test_rouge_l_by_hand():
-    assert rouge_l("a b c", "a b c") == 1
-    assert rouge_l("A, b: c!", "a b c") == 1  # case and punctuation do not count
-    assert rouge_l("a b", "c d") == 0
-    # two of four words are right, both of the reference's two are found
-    assert rouge_l("a x b y", "a b") == pytest.approx(2 * 0.5 * 1 / 1.5)
-    # the order counts: of "b a" against "a b" only one word is in sequence
-    assert rouge_l("b a", "a b") == pytest.approx(0.5)
-    # a subsequence may be cut in pieces, and each word of the reference is found once
-    assert rouge_l("a a a b", "a b") == pytest.approx(2 * 0.5 * 1 / 1.5)
-    assert rouge_l("", "a") == rouge_l("a", "") == 0
-    assert rouge_l("", "") == 1
+def test_rouge_by_hand():
+    def of(answer, reference):
+        return rouge([answer], [reference])
+
+    assert of("A, b: c!", "a b c") == {"rouge_1": 1, "rouge_2": 1, "rouge_l": 1}  # case, signs
+    assert of("a b", "c d") == of("", "a") == {"rouge_1": 0, "rouge_2": 0, "rouge_l": 0}
+    # two of four words are right, both of the reference's two are found, no pair is
+    found = of("a x b y", "a b")
+    assert found["rouge_1"] == found["rouge_l"] == pytest.approx(2 * 0.5 * 1 / 1.5)
+    assert found["rouge_2"] == 0
+    # the order counts for pairs and sequences: of "b a" against "a b" one word is in sequence
+    assert of("b a", "a b") == {"rouge_1": 1, "rouge_2": 0, "rouge_l": pytest.approx(0.5)}
+    # the mean over rows, and letters that English does not have
+    assert rouge(["\u0434\u0430", "x"], ["\u0434\u0430", "y"])["rouge_1"] == 0.5
+
+
+def test_rouge_is_that_of_the_package_in_english():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    ours, theirs = "It's the 2nd-best film, isn't it?", "The second best film: isn't it? It is."
+    scores = RougeScorer(["rouge1", "rouge2", "rougeL"]).score(theirs, ours)
+    assert list(rouge([ours], [theirs]).values()) == [s.fmeasure for s in scores.values()]
+
+
+def test_without_the_package_rouge_is_left_out_and_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    metrics = answer_metrics([Answer("a", True)], ["a"], Template())
+    assert "rouge_l" not in metrics and metrics["ends_with_eos"] == 1
+    table = metrics_table(["1 row", "run"], [{"loss": 1.0, "perplexity": 2.7} | metrics])
+    assert "| ROUGE" not in table and "pip install rouge-score" in table
 
 
 @pytest.mark.parametrize(
@@ -83,9 +102,7 @@ def test_format_adherence_by_hand():
     metrics = answer_metrics([good, *bad], ["A fine answer."] * 5, template)
     assert metrics["format_adherence"] == 0.2 and metrics["ends_with_eos"] == 0.8
     assert metrics["empty"] == metrics["repeats_template"] == metrics["loops"] == 0.2
-    assert metrics["rouge_l"] == pytest.approx(
-        (2 + 2 * rouge_l("x Response y", "a fine answer")) / 5
-    )
+    assert metrics["rouge_l"] == pytest.approx(2 / 5)  # nothing and other words share nothing
 
 
 # For each task in the order of TASKS, an answer that solves it and some that nearly do.

@@ -200,6 +200,9 @@ def here(tmp_path):
     (folder / "mine_qa.jsonl").write_text("\n".join(map(json.dumps, own)))
     faq = pl.DataFrame(own).select(asked="question", told="answer")
     faq.write_csv(folder / "mine_faq.csv")
+    news = pl.DataFrame([{"article": row["question"], "summary": row["answer"]} for row in own])
+    news.write_csv(folder / "news.csv")
+    news.select("article").write_csv(folder / "new_articles.csv")
     chats = [
         [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["answer"]}]
         for row in own
@@ -218,7 +221,7 @@ def test_the_two_commands_that_install_are_those_of_ci():
     in_ci = (REPOSITORY / ".ci/run").read_text()
     for command in INSTALLS:
         assert command in in_ci
-    known = ("python ", "cat ", "torchrun ", "pip install -e ", "pytest", "ruff ")
+    known = ("python ", "cat ", "torchrun ", "pip install -e ", "pytest", "ruff ", "jupytext ")
     assert all(command.startswith(known) for command in commands)
 
 

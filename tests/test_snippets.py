@@ -1,4 +1,4 @@
-"""Every snippet of README works, in the file that README names for it."""
+"""Every snippet of README works, in the file that README names for it; so do those of docs."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import re
 
 import torch
 from test_commands import SHORT, use_tiny_mini
-from test_docs import README
+from test_docs import PAGES, README
 
 import classification.evaluation
 import gpt2.heads
@@ -95,3 +95,51 @@ def test_a_size_with_a_head_a_loss_and_positions(tmp_path, monkeypatch, call_scr
         model.hidden_states(torch.tensor([row]))[0, -1] for row in ([5, 6, 7], [6, 5, 7])
     )
     assert not torch.allclose(once, again)  # it sees the order of what stands before
+
+
+def test_the_page_on_python(tmp_path, monkeypatch, call_script, capsys):
+    """Its snippets one after the other, as in one notebook, after README's two first runs."""
+    use_tiny_mini(tmp_path / "tiny mini", monkeypatch)
+    for script in ("classification/train_gpt.py", "instruction/instruction_finetuning.py"):
+        done = call_script(script, *SHORT[script].split())
+        assert done.returncode == 0, done.stderr
+    snippets = re.findall(r"```python\n(.*?)```", PAGES["docs/python.md"], re.DOTALL)
+    assert len(snippets) == 4
+    names, printed = {}, []
+    for code in snippets:
+        exec(code, names)
+        printed.append(capsys.readouterr().out)
+    labels, answers, training, attention = printed
+    *each, last = labels.splitlines()
+    assert [re.match(r"(positive|negative) \{", line) is not None for line in each] == [True, True]
+    assert re.fullmatch(r"\d+\.\d% positive", last)
+    assert [len(eval(line)) for line in answers.splitlines() if line.startswith("[")] == [1, 2]
+    assert "5 steps, the best was " in training
+    assert [text for text, _ in eval(training.splitlines()[-1])] == names["more"]
+    shares = [float(line.split("%")[0]) for line in attention.splitlines()]
+    assert len(shares) == len(names["tokens"]) and abs(sum(shares) - 100) < 1
+
+
+def test_the_page_on_an_own_task(tmp_path, monkeypatch, call_script, capsys):
+    use_tiny_mini(tmp_path / "tiny mini", monkeypatch)
+    script, short = "classification/train_gpt.py", SHORT["classification/train_gpt.py"].split()
+    page = PAGES["docs/own-task.md"]
+    look, mistakes = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert call_script("classification/make_tickets.py", "tickets.csv").returncode == 0
+    exec(look, {})
+    printed = capsys.readouterr().out
+    own = re.findall(r"^\| (\w+) +\| +(\d+) \| +(\d+) \| +\d+ \|$", page, re.MULTILINE)
+    assert len(own) == 5
+    for line in own:
+        assert re.search(r" {} +┆ {} +┆ {}\.".format(*line), printed), line  # the page's own table
+    copies = re.search(r"(\d+) rows have a text that stands there twice", page)[1]
+    assert f"{copies} rows have a text that another row has too" in printed
+    done = call_script(script, "--data", "tickets.csv", "--label-column", "queue", *short,
+                       "--max-test", 60, "--out", "runs/tickets")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = {}
+    exec(mistakes, names)
+    results = json.loads((tmp_path / "runs/tickets/results.json").read_text())
+    wrong = names["confident"]
+    assert len(wrong) == round(60 * (1 - results["after"]["test"]["accuracy"]))
+    assert wrong["text"][0] == results["mistakes"][0]["text"]

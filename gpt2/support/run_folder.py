@@ -74,8 +74,8 @@ class RunFolder:
     evaluation. Nothing is written before `start`, and one run at a time may write: of many
     processes rank 0, while the others call the same methods and wait."""
 
-    def __init__(self, folder: Path, overwrite: bool = False, resume: bool = False) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path, overwrite: bool = False, resume: bool = False) -> None:
+        self.folder = Path(folder)
         self.overwrite = overwrite
         self.resume = resume
         self.log_records = 0  # lines of metrics.jsonl
@@ -229,6 +229,7 @@ class RunFolder:
         self.log_records = on_rank_0(lambda: self._keep_log(records))
 
     def _keep_log(self, records: int) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)  # from Python one may train without `start`
         file = self.folder / "metrics.jsonl"
         lines = file.read_bytes().splitlines(keepends=True)[:records] if file.exists() else []
         for number, line in enumerate(lines, start=1):

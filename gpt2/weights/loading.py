@@ -19,7 +19,7 @@ from gpt2.weights.model_folder import open_model_folder
 from gpt2.weights.peft_layout import WEIGHTS, merge_adapters, read_adapters
 
 
-def load_model(path: Path, task: str) -> tuple[GPT2, Recipe]:
+def load_model(path: str | Path, task: str) -> tuple[GPT2, Recipe]:
     """The model of any run or checkpoint folder and what stands beside it, as
     gpt2.checkpoint.load_checkpoint gives them. A run of --train lora has saved its adapters alone:
     the weights that they stand on are read from where training read them.
