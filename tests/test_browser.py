@@ -9,7 +9,7 @@ from small_page import ask, page_of, stop_after
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright is installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("no chromium is installed", allow_module_level=True)
 
