@@ -131,16 +131,29 @@ class BagOfWords:
         probabilities = np.stack(columns, axis=1).clip(1e-12)
         return np.log(probabilities / probabilities.sum(axis=1, keepdims=True))
 
+    def telling_words(self, text: str, label: int, count: int = 8) -> list[tuple[str, float]]:
+        """The words of `text` that move the log-odds of the class `label` most, and by how much:
+        above 0 they speak for it."""
+        row = self.vectorizer.transform([text])  # (1, words), sparse
+        words = self.vectorizer.get_feature_names_out()[row.indices]
+        moved = row.data * self._weights()[label][row.indices]
+        order = np.argsort(-np.abs(moved), kind="stable")[:count]
+        return [(str(words[place]), float(moved[place])) for place in order]
+
     def heaviest_words(self, count: int = 10) -> list[list[str]]:
         """For each class the words that speak for it most, the heaviest first."""
         words = self.vectorizer.get_feature_names_out()
+        return [
+            words[np.argsort(-weight, kind="stable")[:count]].tolist() for weight in self._weights()
+        ]
+
+    def _weights(self) -> list[np.ndarray]:
+        """For each class (words,): what a word adds to its log-odds."""
         weights = [
             regression.coef_[0] * (1 if scale is None else scale)
             for scale, regression in zip(self.scales, self.regressions, strict=True)
         ]
-        if self.num_classes == 2:
-            weights = [-weights[0], weights[0]]
-        return [words[np.argsort(-weight, kind="stable")[:count]].tolist() for weight in weights]
+        return [-weights[0], weights[0]] if self.num_classes == 2 else weights
 
 
 def _naive_bayes_ratio(X: csr_matrix, is_positive: np.ndarray) -> np.ndarray:

@@ -21,13 +21,13 @@ from benchmarks.workload import Job, dataset_of
 from classification.evaluation import classification_loss
 from classification.predict import predict
 from gpt2.batching import Batch, sorted_batches
-from gpt2.weights.loading import load_model
 from gpt2.generation import SamplingSettings, generate
 from gpt2.language_modelling import language_model_loss
 from gpt2.optimization import TrainingConfig
 from gpt2.support.device import arithmetic, autocast
 from gpt2.support.run_folder import RunFolder
 from gpt2.training import train
+from gpt2.weights.loading import load_model
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 5e-5, 0.1, 1.0  # the same for all
 

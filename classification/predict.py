@@ -258,7 +258,7 @@ def choose_label(answer: Answer, threshold: float | None) -> str | None:
     return second if answer[second] >= threshold else first
 
 
-def _new_columns(
+def new_columns(
     answers: list[Answer], shown: Iterable[str], threshold: float | None
 ) -> dict[str, list[Any]]:
     """The columns that the table gets, of which `shown` are in it: label, probability and those of
@@ -300,7 +300,7 @@ def _write(
         tqdm(total=table.rows, unit="row", disable=None, dynamic_ncols=True) as bar,
     ):
         for part, _, answers in parts:
-            new = _new_columns(answers, names, threshold)
+            new = new_columns(answers, names, threshold)
             write(add_columns(part, {names[name]: values for name, values in new.items()}))
             counts.update(new["label"])
             bar.update(len(part))
@@ -316,7 +316,7 @@ def _print_json(
     check_types(table.name, table.schema, ".jsonl")
     names = new_names(table, ["label", "probability", "probabilities"])
     for part, _, answers in parts:
-        new = _new_columns(answers, names, threshold)
+        new = new_columns(answers, names, threshold)
         labelled = add_columns(part, {names[name]: values for name, values in new.items()})
         for line in json_lines(labelled):
             print(line)

@@ -105,7 +105,8 @@ def write_report(run: RunFolder, results: dict[str, Any], predictions: Predictio
     calibrated = apply_temperature(found, results["calibration"]["temperature"])
     bins = {"raw": reliability(found, targets), "calibrated": reliability(calibrated, targets)}
     plot_reliability(bins, run.folder / "reliability.png")
-    report = _report(results)  # a data set's name may be that of a file that is not UTF-8
+    coloured = (run.folder / "mistakes.html").is_file()
+    report = _report(results, coloured)  # a data set's name may be that of a file that is not UTF-8
     (run.folder / "report.md").write_text(report, encoding="utf-8", errors="backslashreplace")
     run.write_json("results.json", results)  # the last one: a run that has it is complete
 
@@ -122,8 +123,9 @@ def look_closer(
     }
 
 
-def _report(results: dict[str, Any]) -> str:
+def _report(results: dict[str, Any], coloured: bool) -> str:
     data, model = results["data"], results["model"]
+    misled = "In [mistakes.html](mistakes.html), the words that misled the model are coloured."
     parts = [
         f"# {data['name']}: {model['name']} from {model['init']} weights",
         comparison_table(results),
@@ -131,6 +133,7 @@ def _report(results: dict[str, Any]) -> str:
         "## Curves\n\n![loss and accuracy over the steps](curves.png)",
         _probabilities(results),
         *close_look(results, f"{data['reported']} split"),
+        *([misled] if coloured and results["mistakes"] else []),
         "## Lopsided classes\n\nWhere one class is common, these tell more than accuracy.\n\n"
         + _lopsided(results),
     ]

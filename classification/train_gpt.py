@@ -46,6 +46,7 @@ from classification.evaluation import (
     predict_log_probabilities,
 )
 from classification.evidence import weigh_evidence
+from classification.explain import classifier, write_mistakes
 from classification.predictions import (
     describe_together,
     gather_predictions,
@@ -229,11 +230,11 @@ def fine_tune(
 
     model.eval()
     before = run.measure_before(look_before, splits.items())
+    recipe = make_recipe(run, splits.labels, task, data, trained_on)
     with explaining_not_finite(splits.train["text"]):
         result = train(
             model, datasets["train"], make_loss(task, weights, run.device), evaluate, config,
-            run.settings.seed, run.folder,
-            make_recipe(run, splits.labels, task, data, trained_on),
+            run.settings.seed, run.folder, recipe,
         )  # fmt: skip
 
     # ---- chapter 5: evaluation of the weights that did best on validation
@@ -245,7 +246,9 @@ def fine_tune(
         for split in ("validation", task.report_on)
     }
     calibration = calibrate(after, targets, task.report_on, task.threshold)
-    change_settings(best, {name: calibration[name] for name in ("temperature", "threshold")})
+    fitted = {name: calibration[name] for name in ("temperature", "threshold")}
+    change_settings(best, fitted)
+    recipe.settings |= fitted
 
     # ---- chapter 6: comparison
     if rank() > 0:
@@ -271,6 +274,9 @@ def fine_tune(
     results["evidence"] = weigh_evidence(predictions[task.report_on], others)
     for split, kept in predictions.items():
         write_predictions(run.folder.folder, kept, split)
+    if not config.shard:  # the other processes would have to compute their parts of the model
+        classify = classifier(model, recipe, config.rows_at_once, config.precision)
+        write_mistakes(run.folder.folder, predictions[task.report_on], classify)
     write_report(run.folder, results, predictions[task.report_on])
     predict = f"python {beside(__file__, 'predict.py')} {shlex.quote(str(run.folder.folder))}"
     run.end(

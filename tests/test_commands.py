@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import polars as pl
 import pytest
@@ -192,6 +193,7 @@ def here(tmp_path):
             (folder / f"aclImdb/{name}/urls_{short}.txt").write_text(
                 "".join(f"http://www.imdb.com/title/tt{name}{i // 2}/\n" for i in range(len(texts)))
             )
+    shutil.copy(folder / "new.jsonl", folder / "requests.jsonl")
     (folder / "reviews.txt").write_text("a fine film\nno\n")
     for name in ("alpaca_data_cleaned", "alpaca_gpt4_1k"):
         shutil.copy(INSTRUCTIONS, shared / f"alpaca/{name}.json")
@@ -225,6 +227,10 @@ def test_the_two_commands_that_install_are_those_of_ci():
     assert all(command.startswith(known) for command in commands)
 
 
+def end_the_page(folder):
+    raise KeyboardInterrupt
+
+
 def parts_of(command):
     """The script that a command runs, its arguments, and the file that it is piped, if any."""
     words = shlex.split(command)
@@ -249,6 +255,8 @@ def test_every_command_runs(
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *given, **named: None)  # slow
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # so is waiting for the disk
+    monkeypatch.setattr("app.page.wait", end_the_page)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
     commands = [
         "python classification/train_gpt.py",  # README's first runs, which other pages start from
         "python instruction/instruction_finetuning.py",
@@ -273,6 +281,8 @@ def test_every_command_runs(
         if "--help" not in arguments:
             arguments = arguments + shlex.split(SHORT.get(script, ""))
         if (script, arguments, piped) in ran:
+            continue
+        if script == "app/page.py" and not find_spec("gradio"):
             continue
         ran.append((script, arguments, piped))
         if "--shard" in arguments:

@@ -45,7 +45,7 @@ def test_files_that_are_named_exist(page):
     """`gpt2/training.py` and the like, in text and commands: no page has a path of old, but where
     it says what replaced one."""
     text = PAGES[page].split("## Where old commands went")[0]
-    folders = "gpt2|classification|instruction|pretraining|baselines|benchmarks|tests|docs"
+    folders = "gpt2|classification|instruction|pretraining|baselines|benchmarks|app|tests|docs"
     named = re.findall(rf"(?<![\w/])(?:{folders})/[\w/]+\.\w+", text)
     for path in named:
         assert (REPOSITORY / path).exists(), path

@@ -228,3 +228,23 @@ def test_instructions_are_evaluated(call_script, tmp_path):
     assert f"{results['after']['test']['loss']:.4f} |" in own.stdout
     (tmp_path / "other.jsonl").write_text('{"question": "x", "reply": "y"}\n')
     refused(call_script(JUDGE, "run", "--data", "other.jsonl"), "no field", "about")
+
+
+def test_what_moved_the_model(call_script, run):
+    """explain.py agrees with predict.py; the report leads to its mistakes in colours."""
+    text = "It was odd, said number 7."
+    done = call_script("classification/explain.py", "run", text, "--html", "words.html")
+    assert done.returncode == 0, done.stderr
+    predicted = call_script("classification/predict.py", "run", text, "--json").stdout
+    predicted = json.loads(predicted)
+    head, *scores = done.stdout.splitlines()[:7]
+    assert head.startswith(f"{predicted['label']} {100 * predicted['probability']:.1f} %")
+    assert sorted(line.split()[1] for line in scores) == sorted(text.split())
+    assert "said</span>" in (run.run.parent / "words.html").read_text()
+    assert "[mistakes.html](mistakes.html)" in (run.run / "report.md").read_text()
+    assert "said</span>" in (run.run / "mistakes.html").read_text()
+    done = call_script("classification/explain.py", "run", "--check", 4)
+    assert done.returncode == 0 and done.stdout.startswith("4 test texts"), done.stderr
+    unknown = call_script("classification/explain.py", "run", text, "--label", "dull")
+    refused(unknown, "--label dull", "sad")
+    refused(call_script("classification/explain.py", "run", " "), "the text is empty")

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "pretraining": "gpt2 pretraining",
     "baselines": "gpt2 classification instruction pretraining baselines",
     "benchmarks": "gpt2 classification instruction pretraining benchmarks",
+    "app": "gpt2 classification instruction baselines app",
     # the library: what the scripts do alike > where weights come from > what a student reads > rest
     "gpt2.one_run": "gpt2",
     "gpt2.weights": "gpt2 not gpt2.one_run gpt2.training gpt2.bookkeeping",
@@ -151,6 +152,7 @@ PLANTED = {  # in each file a line, and what it imports; every spelling, and eac
     "classification/report.py": ("import baselines.train_logreg", "baselines.train_logreg"),
     "baselines/label_curve.py": ("import benchmarks.memory", "benchmarks.memory"),
     "benchmarks/memory.py": ("import baselines.label_curve", "baselines.label_curve"),
+    "baselines/compare.py": ("import app.page", "app.page"),
 }
 
 

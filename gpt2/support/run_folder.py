@@ -34,7 +34,7 @@ _LOCK = ".lock"
 # the folder is a run goes last, so that after a kill in between --overwrite still works.
 _CONTENTS = (
     "results.json", "before.json", "predictions.parquet",
-    "validation_predictions.parquet", "report.md", "curves.png",
+    "validation_predictions.parquet", "report.md", "mistakes.html", "curves.png",
     "reliability.png", "best", "best.new", "best.old",
     "last", "last.new", "last.old", "tensorboard", "wandb", "metrics.jsonl", "config.json",
 )  # fmt: skip

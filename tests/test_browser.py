@@ -1,0 +1,174 @@
+"""The page in a real browser, Debian's chromium: what a visitor types, sees, uploads and stops."""
+
+import shutil
+import time
+
+import polars as pl
+import pytest
+from small_page import ask, page_of, stop_after
+
+pytest.importorskip("gradio", reason="the page needs gradio")
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright is installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+if not CHROMIUM:
+    pytest.skip("no chromium is installed", allow_module_level=True)
+
+TEXT = "A dull start, but <b>what</b> an ending!"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    with page_of(tmp_path_factory.mktemp("page")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(page, browser):
+    """Open the page as a new visitor. At the end: nothing was fetched from elsewhere, no script
+    failed, and nothing is wider than the window."""
+    visitors, fetched, failed = [], [], []
+
+    def open_page(tab="Classify", width=1280, scheme="light"):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
+        )
+        visitor = context.new_page()
+        visitor.set_default_timeout(20_000)
+        visitor.on("request", lambda request: fetched.append(request.url))
+        visitor.on("pageerror", lambda error: failed.append(str(error)))
+        visitor.goto(page.url)
+        visitor.get_by_role("tab", name=tab).click()
+        visitors.append(context)
+        return visitor
+
+    yield open_page
+    for context in visitors:
+        for visitor in context.pages:
+            wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert visitor.evaluate(wide) <= 0
+        context.close()
+    own = (page.url, "data:", "blob:")
+    assert fetched and [url for url in fetched if not url.startswith(own)] == []
+    assert failed == []
+
+
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
+def test_type_a_text_and_read_the_bars(visit, page, width, scheme):
+    visitor = visit(width=width, scheme=scheme)
+    visitor.fill("#text textarea", TEXT)
+    visitor.get_by_role("button", name="Classify").click()
+    card = visitor.locator(".cards section")
+    playwright.expect(card).to_contain_text("The bag of words")
+    (found,) = ask(page.url, "classify", TEXT)
+    for row in card.locator("tr").all():
+        label, _, shown = [cell.inner_text() for cell in row.locator("th, td").all()]
+        assert shown == f"{100 * found['probabilities'][label]:.1f} %"
+    bars = [bar.bounding_box()["width"] for bar in card.locator(".bar").all()]
+    assert len(bars) == 2 and bars[0] >= bars[1] > 0
+    words = card.locator(".words span")
+    assert words.all_inner_texts() == TEXT.split()  # <b> is what was typed, and no markup
+    assert card.locator("b").count() == 0
+
+
+def test_an_example_of_the_test_split_and_a_mistake(visit):
+    visitor = visit()
+    visitor.get_by_role("button", name="Classify").click()
+    playwright.expect(visitor.get_by_text("the text is empty")).to_be_visible()
+    example = visitor.locator("button", has_text="positive:").first
+    example.click()
+    playwright.expect(visitor.locator(".cards .words")).to_be_visible()
+    assert len(visitor.input_value("#text textarea")) > 20
+
+
+def test_upload_a_table_and_download_the_labels(visit, tmp_path):
+    texts = [f"film {number} <i>" for number in range(20)]
+    pl.DataFrame({"id": range(20), "story": texts}).write_csv(tmp_path / "new.csv")
+    visitor = visit(width=390)
+    visitor.get_by_role("button", name="A whole table").click()
+    visitor.set_input_files("#upload input[type=file]", tmp_path / "new.csv")
+    column = visitor.locator("#column input")
+    playwright.expect(column).to_have_value("id")
+    column.click()
+    visitor.get_by_role("option", name="story").click()
+    visitor.get_by_role("button", name="Label the table").click()
+    link = visitor.locator("#labelled a[download]").first
+    with visitor.expect_download() as download:
+        link.click()
+    download.value.save_as(tmp_path / "labelled.csv")
+    assert download.value.suggested_filename == "new-labelled.csv"
+    labelled = pl.read_csv(tmp_path / "labelled.csv")
+    assert labelled.columns == ["id", "story", "label", "probability"]
+    assert labelled["story"].to_list() == texts and labelled["label"].null_count() == 0
+
+
+def test_a_conversation_of_three_turns(visit, page):
+    """Two visitors at the same time, each with his own."""
+    one, other = visit("Converse"), visit("Converse", width=390, scheme="dark")
+    for visitor in (one, other):  # a few tokens are enough
+        visitor.get_by_role("button", name="Input, and how an answer").click()
+        visitor.get_by_label("number input for Tokens").fill("6")
+    for turn in range(3):
+        for visitor, asked in ((one, f"Say <b>{turn}</b>."), (other, f"Film {turn}?")):
+            visitor.fill("#instruction textarea", asked)
+            visitor.click("#send")
+        for visitor, asked in ((one, f"Say <b>{turn}</b>."), (other, f"Film {turn}?")):
+            (expected,) = ask(page.url, "respond", asked, "", 0.0, 1.0, 6, 1 + turn)
+            playwright.expect(visitor.locator(".talk .user.message")).to_have_count(turn + 1)
+            last = visitor.locator(".talk .bot.message").last
+            playwright.expect(last).to_have_text(expected["answer"].strip())
+            playwright.expect(visitor.locator("#instruction textarea")).to_have_value("")
+    assert one.locator(".talk .user.message").all_inner_texts() == [
+        f"Say <b>{turn}</b>." for turn in range(3)
+    ]
+    assert "Say" not in other.locator(".talk").first.inner_text()
+
+
+def test_before_and_after_side_by_side(visit):
+    visitor = visit("Converse")
+    visitor.check("#before input")
+    playwright.expect(visitor.get_by_text("i, before fine-tuning")).to_be_visible()
+    visitor.fill("#instruction textarea", "Hello.")
+    visitor.click("#send")
+    playwright.expect(visitor.locator(".talk .user.message")).to_have_count(2)
+    boxes = [talk.bounding_box() for talk in visitor.locator(".talk").all()]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+
+
+@pytest.mark.parametrize("how", ["stop", "close"])
+def test_an_answer_is_stopped(visit, page, how):
+    """By the button, what is said stays and nothing comes after it; when the browser is closed, the
+    model works no more either."""
+    _, (assistant,) = page.models
+    visitor = visit("Converse")
+    with stop_after(assistant, seconds_a_token=0.05) as tokens:
+        visitor.fill("#instruction textarea", "Go on.")
+        visitor.click("#send")
+        while len(tokens) < 8:
+            visitor.wait_for_timeout(50)
+        if how == "stop":
+            visitor.click("#stop")
+        else:
+            visitor.close()
+        for _ in range(100):
+            count = len(tokens)
+            time.sleep(0.2)
+            if len(tokens) == count:
+                break
+        assert 8 <= count < 120  # of 128
+    if how == "stop":
+        said = visitor.locator(".talk .bot.message").inner_text()
+        assert said.strip()
+        visitor.wait_for_timeout(300)
+        assert visitor.locator(".talk .bot.message").inner_text() == said
+    (found,) = ask(page.url, "respond", "Hello.", "", 0.0, 1.0, 2, 1)  # the page goes on
+    assert "answer" in found
