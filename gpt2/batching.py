@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -32,15 +32,29 @@ class Batch:
     tokens   (B, T) int64
     lengths  (B,) int64, the real tokens of each row. Padding is known from here alone.
     targets  (B,) int64 class ids, or (B, T) int64 next-token ids with -100 where no loss is taken
+    at       of next-token ids, rows and positions, each (N,) int64, of the N on which loss is taken
     """
 
     tokens: Tensor
     lengths: Tensor
     targets: Tensor
+    at: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        # Here, in main memory: found on a GPU, their number would have to be waited for.
+        if self.at is None and self.targets.dim() == 2:
+            object.__setattr__(self, "at", (self.targets != IGNORE).nonzero(as_tuple=True))
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(tensor.to(device) for tensor in (self.tokens, self.lengths, self.targets)))
+
+        def move(tensor: Tensor) -> Tensor:
+            if device.type != "cuda":
+                return tensor.to(device)
+            return tensor.pin_memory().to(device, non_blocking=True)  # nobody waits for the copy
+
+        at = self.at and (move(self.at[0]), move(self.at[1]))
+        return Batch(move(self.tokens), move(self.lengths), move(self.targets), at)
 
 
 def check_batch_size(data: str, rows: int, batch_size: int) -> None:

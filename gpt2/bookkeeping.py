@@ -44,8 +44,8 @@ class TrainingResult:
 class StepSums:
     """What the micro-batches of one step add up to, over all processes."""
 
-    loss: Tensor  # (), in nats, on the device
-    targets: float = 0  # how many, or the sum of their weights
+    loss: Tensor | float  # in nats; a tensor () on the device until the step is averaged
+    targets: Tensor | float = 0  # how many; or the sum of their weights, which may be a tensor too
     real_tokens: int = 0  # padding left out
     all_tokens: int = 0
 
@@ -61,7 +61,7 @@ class NotFinite(Exception):
     @classmethod
     def in_step(cls, step: int, sums: StepSums, norm: float, rows: list[int]) -> NotFinite:
         """Of a training step, the first being 1."""
-        loss = sums.loss.item() / sums.targets
+        loss = sums.loss / sums.targets
         shown = ", ".join(map(str, rows))
         return cls(f"step {step}: loss {loss:g}, gradient norm {norm:g} on training rows {shown}",
                    rows)  # fmt: skip
@@ -143,24 +143,24 @@ class Bookkeeping:
         finite. In float16 a norm may be, some steps in a row, because the scaler skips these steps
         and scales the next losses less."""
         may_skip = self.scaler.is_enabled() and self.state.skipped_in_a_row < MOST_SKIPPED
-        if not (torch.isfinite(sums.loss) and (math.isfinite(norm) or may_skip)):
+        if not (math.isfinite(sums.loss) and (math.isfinite(norm) or may_skip)):
             raise NotFinite.in_step(self.step + 1, sums, norm, rows)
 
     def count(self, sums: StepSums, rate: float, norm: float, started: float) -> None:
         """Count one finished step, show it on the bar and, every --log-every steps, log it."""
         state = self.state
-        step_loss = sums.loss.item()  # waits until a GPU has done the update, so that it is timed
+        # (A GPU may be at the update still; the next step waits for it, and has its time.)
         seconds = time.perf_counter() - started
         state.step += 1
         state.seconds += seconds
         state.real_tokens += sums.real_tokens
         state.all_tokens += sums.all_tokens
-        state.logged_loss += step_loss
+        state.logged_loss += sums.loss
         state.logged_targets += sums.targets
         skipped = not math.isfinite(norm)
         state.skipped_steps += skipped
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
-        state.seen_loss += step_loss
+        state.seen_loss += sums.loss
         state.seen_targets += sums.targets
         self.bar.update()
         if self.step % self.config.log_every == 0 or self.step == self.steps:

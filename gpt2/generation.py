@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import tiktoken
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2.model import GPT2, KeyValueCache
 from gpt2.support.device import autocast
+from gpt2.support.distributed import sharded
 from gpt2.support.flags import flag
 
 
@@ -33,6 +35,22 @@ class SamplingSettings:
         1.0, "above 1, tokens that already stand in the text become less likely", at_least=0.01,
         at_most=100,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def casting_once(model: nn.Module) -> Iterator[None]:
+    """Inside, under torch.no_grad(), autocast casts each weight once for as long as it lasts. By
+    itself it does so with those alone that require a gradient, and with frozen ones each time."""
+    # Of a model in parts each process would keep the whole.
+    weights = [] if sharded(model) else list(model.parameters())
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 class PromptTooLong(ValueError):
@@ -68,39 +86,42 @@ def generate_steps(
     rows = len(prompts)
     capacity = min(context, max(lengths) + settings.max_new_tokens)
     cache = KeyValueCache(model.config, rows, capacity, like=model.wte.weight)
-    tokens = torch.zeros(rows, max(lengths), dtype=torch.int64, device=device)
+    tokens = torch.zeros(rows, max(lengths), dtype=torch.int64)
+    seen = torch.zeros(rows, model.config.vocab_size, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
-    seen = torch.zeros(rows, model.config.vocab_size, dtype=torch.bool, device=device)
-    for row, prompt in enumerate(prompts):
-        seen[row, tokens[row, : len(prompt)]] = True
+        seen[row, list(prompt)] = True
+    tokens, seen = tokens.to(device), seen.to(device)
     seeds = seeds or [0] * rows
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    # --- the prompts, all at once; what follows each row's last token
-    after = torch.tensor(lengths, device=device)  # (B,)
-    at = torch.arange(rows, device=device), after - 1
-    last = model.hidden_states(tokens, cache, at)  # (B, C)
-    cache.lengths, cache.width = after, max(lengths)
+    with casting_once(model):
+        # --- the prompts, all at once; what follows each row's last token
+        after = torch.tensor(lengths, device=device)  # (B,)
+        at = torch.arange(rows, device=device), after - 1
+        last = model.hidden_states(tokens, cache, at)  # (B, C)
+        cache.lengths, cache.width = after, max(lengths)
 
-    running = [True] * rows
-    for step in range(settings.max_new_tokens):
-        logits = model.head(last, cache.lengths).float()  # (B, V)
-        chosen = choose_tokens(logits, seen, settings, generators)  # (B,)
-        seen[torch.arange(rows, device=device), chosen] = True
-        tokens_of_rows = chosen.tolist()
-        yield [token if on else None for token, on in zip(tokens_of_rows, running, strict=True)]
-        running = [
-            on and token != stop_token and lengths[row] + step + 1 < context
-            for row, (on, token) in enumerate(zip(running, tokens_of_rows, strict=True))
-        ]
-        if not any(running) or step + 1 == settings.max_new_tokens:
-            return
-        # A row that has ended writes over its own beginning while others go on.
-        cache.lengths = cache.lengths * torch.tensor(running, device=device)
-        cache.width = max(n + step for n, on in zip(lengths, running, strict=True) if on)
-        last = model.hidden_states(chosen.unsqueeze(1), cache).squeeze(1)  # (B, C)
-        cache.lengths = cache.lengths + 1
+        running = [True] * rows
+        goes_on = torch.ones_like(after, dtype=torch.bool)  # (B,); `running` on the device
+        for step in range(settings.max_new_tokens):
+            logits = model.head(last, cache.lengths).float()  # (B, V)
+            chosen = choose_tokens(logits, seen, settings, generators)  # (B,)
+            seen.scatter_(1, chosen.unsqueeze(1), True)
+            tokens_of_rows = chosen.tolist()  # the one time in each step that a GPU is waited for
+            yield [token if on else None for token, on in zip(tokens_of_rows, running, strict=True)]
+            running = [
+                on and token != stop_token and lengths[row] + step + 1 < context
+                for row, (on, token) in enumerate(zip(running, tokens_of_rows, strict=True))
+            ]
+            if not any(running) or step + 1 == settings.max_new_tokens:
+                return
+            # A row that has ended writes over its own beginning while others go on.
+            goes_on &= (chosen != stop_token) & (cache.lengths + 1 < context)
+            cache.lengths = cache.lengths * goes_on
+            cache.width = max(n + step for n, on in zip(lengths, running, strict=True) if on)
+            last = model.hidden_states(chosen.unsqueeze(1), cache).squeeze(1)  # (B, C)
+            cache.lengths = cache.lengths + 1
 
 
 def generate(
@@ -150,12 +171,14 @@ def choose_tokens(
         return logits.argmax(dim=1)
     logits = keep_top_k(logits / settings.temperature, settings.top_k)
     probabilities = keep_top_p(logits, settings.top_p).softmax(dim=1)
-    return torch.cat(
+    # What torch.multinomial does for one token, but that waits twice for a GPU, to check the row.
+    exponential = torch.stack(
         [
-            torch.multinomial(row, 1, generator=generator)
+            torch.empty_like(row).exponential_(generator=generator)
             for row, generator in zip(probabilities, generators, strict=True)
         ]
-    )
+    )  # (B, V)
+    return (probabilities / exponential).argmax(dim=1)
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -15,20 +15,29 @@ from gpt2.batching import IGNORE, Batch, collate, map_batches, sorted_batches
 from gpt2.heads import LanguageModelHead
 from gpt2.support.device import autocast
 
-_TARGETS_AT_ONCE = 1024  # whose logits are in memory
-_ROWS_AT_ONCE = 64  # of these logits, taken through softmax while they are in the cache
+_TARGETS_AT_ONCE = 1024  # on a CPU: whose logits are in memory
+_ROWS_AT_ONCE = 64  # on a CPU: of these logits, taken through softmax while they are in the cache
+_LOGITS_AT_ONCE = 2**27  # on a GPU, which wants few large kernels: half a GiB in float32
 
 
 def language_model_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Cross-entropy in nats, summed over the targets that count, and how many these are. Logits
     are computed only where there is a target: in the response, not in the prompt or the padding."""
-    at = (batch.targets != IGNORE).nonzero(as_tuple=True)  # rows and positions, each (N,)
-    hidden = model.hidden_states(batch.tokens, at=at)  # (N, C)
-    targets = batch.targets[at]  # (N,)
+    hidden = model.hidden_states(batch.tokens, at=batch.at)  # (N, C)
+    targets = batch.targets[batch.at]  # (N,)
     if type(model.head) is LanguageModelHead:  # logits are hidden @ weight.T and nothing else
         return ChunkedCrossEntropy.apply(hidden, model.head.weight, targets), len(targets)
     logits = model.head(hidden, batch.lengths)  # (N, V) of a head of your own
     return F.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+
+
+def chunk_sizes(device: torch.device, vocab_size: int) -> tuple[int, int]:
+    """Of how many targets the logits are in memory at once, and how many of these go through
+    softmax at once."""
+    if device.type == "cpu":
+        return _TARGETS_AT_ONCE, _ROWS_AT_ONCE
+    targets = max(1, _LOGITS_AT_ONCE // vocab_size)
+    return targets, targets
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -54,14 +63,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         learns_hidden, learns_weight, _ = ctx.needs_input_grad
         hidden_gradient = torch.empty_like(hidden) if learns_hidden else None
         weight_gradient = None  # the first chunk makes it
+        targets_at_once, rows_at_once = chunk_sizes(hidden.device, len(weight))
         with torch.autocast(device, enabled=False):
             cast_weight = weight.to(dtype)  # None leaves it as it is
-            for first in range(0, len(hidden), _TARGETS_AT_ONCE):
-                chunk = slice(first, first + _TARGETS_AT_ONCE)
+            for first in range(0, len(hidden), targets_at_once):
+                chunk = slice(first, first + targets_at_once)
                 cast_hidden = hidden[chunk].to(dtype)  # (n, C)
                 logits = cast_hidden @ cast_weight.T  # (n, V)
                 for rows, row_targets in zip(
-                    logits.split(_ROWS_AT_ONCE), targets[chunk].split(_ROWS_AT_ONCE), strict=True
+                    logits.split(rows_at_once), targets[chunk].split(rows_at_once), strict=True
                 ):
                     target = row_targets.unsqueeze(1)  # (rows, 1)
                     log_probabilities = F.log_softmax(rows, dim=1, dtype=exact)  # (rows, V)
@@ -110,22 +120,26 @@ def row_losses(
     (rows,) int64. The model must be in evaluation mode; batches are those of `evaluate_loss`."""
     device = next(model.parameters()).device
     batches = sorted_batches(dataset.lengths, batch_size, max_tokens)
+    targets_at_once, _ = chunk_sizes(device, model.config.vocab_size)
 
     def losses_of(rows: list[int]) -> list[tuple[float, int]]:
-        batch = collate([dataset[row] for row in rows]).to(device)
-        at = (batch.targets != IGNORE).nonzero(as_tuple=True)  # rows and positions, each (N,)
+        batch = collate([dataset[row] for row in rows])
+        counts = (batch.targets != IGNORE).sum(dim=1)
+        row_of_target, _ = batch.at
+        batch = batch.to(device)
+        targets = batch.targets[batch.at]  # (N,)
         with autocast(device, precision):
-            hidden = model.hidden_states(batch.tokens, at=at)  # (N, C)
+            hidden = model.hidden_states(batch.tokens, at=batch.at)  # (N, C)
             losses = [
                 F.cross_entropy(
-                    model.head(hidden[chunk], batch.lengths).float(), batch.targets[at][chunk],
-                    reduction="none",
+                    model.head(some, batch.lengths).float(), some_targets, reduction="none"
                 )
-                for chunk in torch.arange(len(hidden), device=device).split(_TARGETS_AT_ONCE)
-            ]  # fmt: skip
-        sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
-        sums.index_add_(0, at[0], torch.cat(losses).double())
-        counts = (batch.targets != IGNORE).sum(dim=1)
+                for some, some_targets in zip(
+                    hidden.split(targets_at_once), targets.split(targets_at_once), strict=True
+                )
+            ]
+        sums = torch.zeros(len(rows), dtype=torch.float64)
+        sums.index_add_(0, row_of_target, torch.cat(losses).cpu().double())
         return list(zip(sums.tolist(), counts.tolist(), strict=True))
 
     found = map_batches(losses_of, batches, desc)

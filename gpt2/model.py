@@ -224,12 +224,15 @@ class GPT2(nn.Module):
         positions = torch.arange(T, device=tokens.device)  # (T,)
         if cache is not None:  # rows of different lengths go on at different positions
             positions = positions + cache.lengths.unsqueeze(1)  # (B, T)
+            visible = torch.arange(width, device=tokens.device) <= positions[:, None, :, None]
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C) + (T, C) or (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
             layer_cache = None
             if cache is not None:
-                layer_cache = LayerCache(cache.keys[layer], cache.values[layer], positions, width)
+                layer_cache = LayerCache(
+                    cache.keys[layer], cache.values[layer], cache.rows, positions, visible
+                )
             is_last = layer == len(self.h) - 1
             inputs = x, layer_cache, at if is_last else None
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -280,6 +283,7 @@ class KeyValueCache:
     model only once. Rows may have different lengths: each is stored at its own positions.
 
     keys, values  (n_layer, B, n_head, capacity, head_size)
+    rows          (B, 1) int64, their numbers
     lengths       (B,) int64, the real tokens of each row that are stored
     width         positions in use, in the longest row
 
@@ -296,18 +300,21 @@ class KeyValueCache:
         dtype = torch.get_autocast_dtype(device) if mixed else like.dtype
         self.keys = torch.zeros(shape, dtype=dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
+        self.rows = torch.arange(rows, device=like.device).unsqueeze(1)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=like.device)
         self.width = 0
 
 
 @dataclass
 class LayerCache:
-    """One layer's part of a `KeyValueCache`, and where the T new tokens of each row go."""
+    """One layer's part of a `KeyValueCache`, and, the same in all layers, where the T new tokens of
+    each row go and which tokens each of them may see."""
 
     keys: Tensor  # (B, n_head, capacity, head_size)
     values: Tensor  # (B, n_head, capacity, head_size)
+    rows: Tensor  # (B, 1)
     positions: Tensor  # (B, T)
-    width: int  # positions in use once the new tokens are in
+    visible: Tensor  # (B, 1, T, width) bool; width: positions in use once the new tokens are in
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Store the new keys and values (B, n_head, T, head_size); return all that are in use,
@@ -316,12 +323,10 @@ class LayerCache:
         The pads of a shorter row are stored too. That is harmless: they stand to the right of what
         its next token may see, and the tokens that follow overwrite them.
         """
-        rows = torch.arange(k.size(0), device=k.device).unsqueeze(1)  # (B, 1)
-        self.keys[rows, :, self.positions] = k.transpose(1, 2)
-        self.values[rows, :, self.positions] = v.transpose(1, 2)
-        places = torch.arange(self.width, device=k.device)
-        visible = places <= self.positions[:, None, :, None]  # (B, 1, T, width)
-        return self.keys[:, :, : self.width], self.values[:, :, : self.width], visible
+        self.keys[self.rows, :, self.positions] = k.transpose(1, 2)
+        self.values[self.rows, :, self.positions] = v.transpose(1, 2)
+        width = self.visible.size(3)
+        return self.keys[:, :, :width], self.values[:, :, :width], self.visible
 
 
 QUERIES_AT_ONCE = 128  # of the attention below; fewer make the products too small to be fast

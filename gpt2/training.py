@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from gpt2.batching import Batch, collate, cut_batch, steps_from
 from gpt2.bookkeeping import Bookkeeping, StepSums, TrainingResult
 from gpt2.checkpoint import Recipe
 from gpt2.optimization import TrainingConfig, count_steps, make_optimizer, set_learning_rate
-from gpt2.support.device import autocast, loss_scaler
+from gpt2.support.device import autocast, loss_scaler, to_numbers
 from gpt2.support.distributed import (
     all_reduce_sum,
     full_tensor,
@@ -68,17 +68,19 @@ def train(
     model.train()
     with book.saving_on_stop():  # Ctrl-C and SIGTERM save before they end the run
         book.evaluate_if_due()  # before the first step: what the training is measured against
-        for step, rows in steps_from(book.step, steps, dataset.lengths, config.batch_size, seed):
-            if book.patience_is_over():
-                break
+        ahead = batches_from(book.step, steps, dataset, config, seed)
+        coming = next(ahead, None)
+        while coming and not book.patience_is_over():
+            step, rows, batches = coming
             started = time.perf_counter()
             seed_step(seed, step)  # dropout draws what it would have drawn in an unbroken run
 
             # --- 1. forward and backward: the gradient of the *sum* of the losses of all rows
-            sums = add_gradients(objective, scaler, dataset, rows, config, device)
+            sums = add_gradients(objective, scaler, batches, config, device)
+            coming = next(ahead, None)  # made while a GPU is at work on this step
 
             # --- 2. divide by the number of targets, then clip the norm to --clip
-            norm = average_and_clip(optimizer, scaler, sums.targets, config.clip)
+            norm = average_and_clip(optimizer, scaler, sums, config.clip)
             book.check_finite(sums, norm, rows)  # before it gets into the weights
 
             # --- 3. update
@@ -94,58 +96,70 @@ def train(
     return book.result()
 
 
+def batches_from(
+    first: int, steps: int, dataset: Dataset, config: TrainingConfig, seed: int
+) -> Iterator[tuple[int, list[int], list[tuple[Batch, int]]]]:
+    """Each step from `first` to `steps` - 1, its rows, and this process's part of them (alone: all)
+    as micro-batches, each of as many rows as fit into memory, with its weight: 1, or 0 for the
+    filler of a process that has no rows left."""
+
+    def cut(some_rows: Sequence[int]) -> list[list[int]]:
+        return cut_batch(some_rows, dataset.lengths, config.rows_at_once, config.micro_batch_tokens)
+
+    for step, rows in steps_from(first, steps, dataset.lengths, config.batch_size, seed):
+        seed_step(seed, step)  # for a dataset that draws random numbers
+        own = micro_batches(rows, cut)
+        yield step, rows, [(collate([dataset[row] for row in part]), w) for part, w in own]
+
+
 def add_gradients(
     objective: nn.Module,
     scaler: torch.amp.GradScaler,
-    dataset: Dataset,
-    rows: Sequence[int],
+    batches: Sequence[tuple[Batch, int]],
     config: TrainingConfig,
     device: torch.device,
 ) -> StepSums:
-    """Forward and backward over the `rows` of one step, as many at a time as fit into memory.
+    """Forward and backward over the micro-batches of one step, each with its weight. Nothing here
+    waits for a GPU.
 
     Each micro-batch adds the gradient of its *summed* loss to `.grad`, so the total does not depend
     on how the rows are cut: 8, 4 + 4 and 5 + 3 give the same. The micro-batches' *means* would not
     do: a short micro-batch would count as much as a long one.
     """
-
-    def cut(some_rows: Sequence[int]) -> list[list[int]]:
-        return cut_batch(some_rows, dataset.lengths, config.rows_at_once, config.micro_batch_tokens)
-
     sums = StepSums(loss=torch.zeros((), device=device))
-    own = micro_batches(rows, cut)  # this process's part of the rows: alone, all of them
-    for number, (micro_batch, weight) in enumerate(own, start=1):
-        batch = collate([dataset[row] for row in micro_batch])
+    for number, (batch, weight) in enumerate(batches, start=1):
         # Many processes add up their gradients once a step, after the last micro-batch.
-        with sync_gradients(objective, now=number == len(own)):
+        with sync_gradients(objective, now=number == len(batches)):
             with autocast(device, config.precision):
                 loss, targets = objective(batch.to(device))
-            loss = weight * loss  # 1, or 0 for the filler of a process that has no rows left
+            loss = weight * loss
             scaler.scale(loss).backward()
         sums.loss += loss.detach()
         sums.targets += weight * targets
         sums.real_tokens += weight * int(batch.lengths.sum())
         sums.all_tokens += weight * batch.tokens.numel()
         stop_if_asked()  # Ctrl-C: this step is dropped; the resumed run takes it again
-    targets = sums.targets if isinstance(sums.targets, int) else float(sums.targets)  # weights
-    return StepSums(*all_reduce_sum(sums.loss, targets, sums.real_tokens, sums.all_tokens))
+    return StepSums(*all_reduce_sum(sums.loss, sums.targets, sums.real_tokens, sums.all_tokens))
 
 
 def average_and_clip(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, targets: float, clip: float
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, sums: StepSums, clip: float
 ) -> float:
-    """Divide the gradient by the `targets` of the whole step, over all micro-batches and processes,
+    """Divide the gradient by the targets of the whole step, over all micro-batches and processes,
     and scale it down to the norm `clip` if it is longer (0: never). Returns the norm before
-    clipping."""
+    clipping; the tensors of `sums` are numbers from here on."""
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
     # DistributedDataParallel leaves the mean of the processes' gradients on each of them; times the
     # number of processes it is their sum, which is what is divided here.
-    scale = world_size() / targets
-    norm = scale * full_tensor(nn.utils.get_total_norm(gradients)).item()
+    norm = full_tensor(nn.utils.get_total_norm(gradients))
+    # The one time in each step that a GPU is waited for.
+    sums.loss, sums.targets, norm = to_numbers(sums.loss, sums.targets, norm)
+    scale = world_size() / sums.targets
+    norm *= scale
     if clip and math.isfinite(norm):
         scale *= min(1.0, clip / (norm + 1e-6))  # 1e-6 avoids division by zero
-    for gradient in gradients:  # mean and clipping in one pass: gradients are as large as the model
-        gradient *= scale
+    # Mean and clipping in one pass: gradients are as large as the model.
+    torch._foreach_mul_(gradients, scale)
     return norm

@@ -26,3 +26,15 @@ def test_sharding_on_cpus_needs_a_torch_that_averages_there(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(UserError, match=r"needs torch 2\.13"):
         to_device(torch.nn.Linear(2, 2), torch.device("cpu"), shard=True)
+
+
+def test_a_gpu_multiplies_float32_in_tf32_and_a_cpu_does_not(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    try:
+        for there, precision in ((False, "highest"), (True, "high")):
+            torch.set_float32_matmul_precision("highest")
+            monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+            choose_device("auto")
+            assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)

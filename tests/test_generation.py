@@ -12,6 +12,7 @@ from gpt2.generation import (
     choose_tokens,
     generate,
     generate_steps,
+    keep_top_k,
 )
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2, GPT2Config, KeyValueCache
@@ -169,3 +170,15 @@ def test_the_penalty_is_for_each_rows_own_tokens_and_for_no_pad(model):
         assert answer == without_cache(model, prompt, len(answer), penalty=1.7)
         assert 0 not in prompt and 0 in answer[:4]
         assert answer != without_cache(model, prompt, len(answer))
+
+
+def test_a_token_is_drawn_as_torch_draws_it():
+    """Without torch.multinomial, which waits for a GPU."""
+    torch.manual_seed(0)
+    logits, seen = torch.randn(4, 50), torch.zeros(4, 50, dtype=torch.bool)
+    generators = [[torch.Generator().manual_seed(seed) for seed in range(4)] for _ in range(2)]
+    sampling = SamplingSettings(temperature=0.7, top_k=5)
+    chosen = choose_tokens(logits, seen, sampling, generators[0])
+    probabilities = keep_top_k(logits / 0.7, 5).softmax(dim=1)
+    for row, generator, token in zip(probabilities, generators[1], chosen, strict=True):
+        assert torch.multinomial(row, 1, generator=generator) == token

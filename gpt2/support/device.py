@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag
@@ -43,6 +45,8 @@ def choose_device(name: str) -> torch.device:
     elif not available.get(name, True):
         need = "no such device, or it is older than 2.13" if name == "mps" else "no such device"
         raise UserError(f"--device {name}: this torch sees {need}; use --device cpu")
+    if name == "cuda":  # what stays in float32 is multiplied in TF32, many times as fast
+        torch.set_float32_matmul_precision("high")
     return torch.device(name)
 
 
@@ -84,6 +88,18 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
+
+
+def to_numbers(*values: Tensor | float) -> list[float]:
+    """Tensors () as numbers, for all of which a GPU is waited for once; numbers as they are.
+
+    >>> to_numbers(torch.tensor(0.5), 3)
+    [0.5, 3]
+    """
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    found = iter(torch.stack([tensor.to(dtype) for tensor in tensors]).tolist())
+    return [next(found) if isinstance(value, Tensor) else value for value in values]
 
 
 def peak_memory(device: torch.device) -> int:

@@ -176,18 +176,26 @@ def micro_batches(
     return mine + [(rows[:1], 0)] * (max(map(len, parts)) - len(mine))
 
 
-def all_reduce_sum(total: Tensor, *counts: float) -> tuple[Any, ...]:
-    """The sums over all processes of `total` (), which stays on its device, and of numbers, of
-    which whole ones stay whole.
+def all_reduce_sum(*values: Tensor | float) -> list[Any]:
+    """The sum over all processes of each of `values`: of a tensor (), which stays on its device and
+    is not waited for, or of a number; whole ones stay whole.
 
     >>> all_reduce_sum(torch.tensor(0.5), 3, 4)
-    (tensor(0.5000), 3, 4)
+    [tensor(0.5000), 3, 4]
     """
     if world_size() == 1:
-        return total, *counts
-    sums = torch.stack([total.double(), *total.new_tensor(counts, dtype=torch.float64)])
-    dist.all_reduce(sums)
-    return sums[0], *(int(n) if n.is_integer() else n for n in sums[1:].tolist())
+        return list(values)
+    sums: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            total = value.double()
+            dist.all_reduce(total)
+        else:  # in main memory, over gloo
+            tensor = torch.tensor(value, dtype=torch.float64)
+            dist.all_reduce(tensor)
+            total = int(tensor) if tensor.item().is_integer() else tensor.item()
+        sums.append(total)
+    return sums
 
 
 def all_reduce_max(number: int) -> int:
