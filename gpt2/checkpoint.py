@@ -27,9 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gpt2.encoder import describe_model, rebuild_model
-from gpt2.heads import Head
 from gpt2.lora import LoRA, describe_lora, own_parameters
-from gpt2.model import GPT2, GPT2Config
 from gpt2.support.distributed import distribute_like, full_tensor, on_rank_0, rank, reshard
 from gpt2.support.durable import MANIFEST, check_folder, replacing_folder, whole_folder
 from gpt2.support.errors import UserError
@@ -181,8 +179,7 @@ def load_training(
             "files again, or start a new run"
         )
     # Others may have the same names and shapes, and compute something else.
-    parts = ("head", describe_model(model)["head"]), ("lora", describe_lora(model))
-    for part, now in parts:
+    for part, now in (("head", describe_model(model)["head"]), ("lora", describe_lora(model))):
         if then.get(part) != now:
             had = f"was saved with the {part} {then.get(part)}"
             raise UserError(f"{folder}: {had}, but the model has {now}")
@@ -203,7 +200,7 @@ def load_training(
 def load_checkpoint(
     path: str | Path,
     task: str,
-    adapt_base: Callable[[LoRA, GPT2Config, Head], GPT2] | None = None,
+    adapt_base: Callable[[LoRA, nn.Module], nn.Module] | None = None,
 ) -> tuple[nn.Module, Recipe]:
     """The model and what stands beside it, from a run folder (its best weights) or a checkpoint
     folder. The model is on the CPU and in evaluation mode. Of adapters `adapt_base` makes the model
@@ -244,7 +241,7 @@ def load_checkpoint(
     if lora:
         if not adapt_base:
             raise UserError(f"{folder}: holds adapters, and not the weights that they stand on")
-        model = adapt_base(lora, model.config, model.head)
+        model = adapt_base(lora, model)
     _take_weights(folder, model)
     return model.eval(), Recipe(found_task, load_encoding(folder), settings)
 

@@ -248,32 +248,6 @@ class GPT2(nn.Module):
         return self.head(hidden, lengths)
 
 
-def choose_trainable(model: nn.Module, train: str) -> None:
-    """Freeze all of `model`, a GPT2 or an Encoder, but what `train` names.
-
-    "all", "head" (nothing but the head), or "last:N" (the last N blocks, and what is above them).
-    With a tied language modelling head, training the head trains `wte`: they are one tensor.
-    (`--train lora` is gpt2.lora.add_adapters.)
-
-    Raises ValueError if `train` is none of these, or if there are fewer than N blocks.
-    """
-    if train == "all":
-        trained = list(model.parameters())
-    elif train == "head":
-        trained = list(model.head.parameters())
-    elif train.startswith("last:") and train[5:].isdecimal():
-        count, blocks = int(train[5:]), len(model.h)
-        if not 1 <= count <= blocks:
-            raise ValueError(f"last:{count} is not possible: the model has {blocks} blocks")
-        upper = model.layers()[-1 - count :]
-        trained = [*(p for layer in upper for p in layer), *model.head.parameters()]
-    else:
-        raise ValueError(f"'{train}' is not one of all, head, last:N (N blocks), lora")
-    model.requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-
-
 # --- For speed: nothing below changes what the model computes. The key-value cache of generation,
 # and attention written out, which is faster on CPUs.
 

@@ -1,5 +1,5 @@
-"""Chapter 4, what the training loop is told: its flags, the rate of every step and of every layer,
-which parameters decay."""
+"""Chapter 4, what the training loop is told: its flags, which parameters are trained and which decay,
+the rate of every step and of every layer."""
 
 from __future__ import annotations
 
@@ -149,6 +149,32 @@ def count_steps(rows: int, config: TrainingConfig) -> int:
     epochs = config.epochs or max(3, math.ceil(180 / one_epoch))
     steps = epochs * one_epoch
     return min(steps, config.max_steps) if config.max_steps else steps
+
+
+def choose_trainable(model: nn.Module, train: str) -> None:
+    """Freeze all of `model`, a GPT2 or an Encoder, but what `train` names.
+
+    "all", "head" (nothing but the head), or "last:N" (the last N blocks, and what is above them).
+    With a tied language modelling head, training the head trains `wte`: they are one tensor.
+    (`--train lora` is gpt2.lora.add_adapters.)
+
+    Raises ValueError if `train` is none of these, or if there are fewer than N blocks.
+    """
+    if train == "all":
+        trained = list(model.parameters())
+    elif train == "head":
+        trained = list(model.head.parameters())
+    elif train.startswith("last:") and train[5:].isdecimal():
+        count, blocks = int(train[5:]), len(model.h)
+        if not 1 <= count <= blocks:
+            raise ValueError(f"last:{count} is not possible: the model has {blocks} blocks")
+        upper = model.layers()[-1 - count :]
+        trained = [*(p for layer in upper for p in layer), *model.head.parameters()]
+    else:
+        raise ValueError(f"'{train}' is not one of all, head, last:N (N blocks), lora")
+    model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
 def default_learning_rate(model: GPT2, train: str, pretrained: bool) -> float:

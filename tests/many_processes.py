@@ -22,8 +22,8 @@ from gpt2.generation import SamplingSettings
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.language_modelling import evaluate_loss, language_model_loss
 from gpt2.lora import LoRA, add_adapters
-from gpt2.model import GPT2, GPT2Config, choose_trainable
-from gpt2.optimization import TrainingConfig
+from gpt2.model import GPT2, GPT2Config
+from gpt2.optimization import TrainingConfig, choose_trainable
 from gpt2.support import distributed, stopping
 from gpt2.support.distributed import full_tensor, init_processes, to_device
 from gpt2.support.run_folder import RunFolder

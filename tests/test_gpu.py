@@ -18,8 +18,8 @@ from gpt2 import batching, bookkeeping, checkpoint, generation, heads, language_
 from gpt2.checkpoint import Recipe
 from gpt2.generation import SamplingSettings
 from gpt2.heads import POOLINGS, ClassificationHead, LanguageModelHead
-from gpt2.model import GPT2, GPT2Config, KeyValueCache, LayerCache, choose_trainable
-from gpt2.optimization import TrainingConfig
+from gpt2.model import GPT2, GPT2Config, KeyValueCache, LayerCache
+from gpt2.optimization import TrainingConfig, choose_trainable
 from gpt2.support.device import autocast
 from gpt2.support.run_folder import RunFolder
 from gpt2.tokenizer import get_encoding

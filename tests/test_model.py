@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 import gpt2.model
 from gpt2.heads import POOLINGS, ClassificationHead, LanguageModelHead
-from gpt2.model import GPT2, SIZES, GPT2Config, causal_attention, choose_trainable
+from gpt2.model import GPT2, SIZES, GPT2Config, causal_attention
+from gpt2.optimization import choose_trainable
 
 SMALL = GPT2Config(n_layer=3, n_head=2, n_embd=32, n_positions=160, vocab_size=97, dropout=0.1)
 

@@ -13,9 +13,10 @@ from gpt2.batching import collate
 from gpt2.bookkeeping import NotFinite
 from gpt2.checkpoint import Recipe, TrainingState, load_checkpoint, load_weights, save_checkpoint
 from gpt2.heads import ClassificationHead, LanguageModelHead
-from gpt2.model import GPT2, Block, GPT2Config, choose_trainable
+from gpt2.model import GPT2, Block, GPT2Config
 from gpt2.optimization import (
     TrainingConfig,
+    choose_trainable,
     default_learning_rate,
     learning_rate,
     parameter_groups,

@@ -14,8 +14,8 @@ from torch import nn
 
 from gpt2.heads import Head, build_head, describe_head
 from gpt2.lora import LoRA, add_adapters
-from gpt2.model import GPT2, SIZES, GPT2Config, choose_trainable
-from gpt2.optimization import parameter_groups
+from gpt2.model import GPT2, SIZES, GPT2Config
+from gpt2.optimization import choose_trainable, parameter_groups
 from gpt2.support.durable import whole_folder
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag

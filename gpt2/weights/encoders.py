@@ -14,7 +14,7 @@ from torch import nn
 
 from gpt2.checkpoint import load_checkpoint
 from gpt2.encoder import Encoder, EncoderConfig, import_transformers, new_network
-from gpt2.model import choose_trainable
+from gpt2.optimization import choose_trainable
 from gpt2.support.distributed import on_rank_0
 from gpt2.support.durable import MANIFEST, whole_folder
 from gpt2.support.errors import UserError

@@ -29,11 +29,11 @@ def load_model(path: str | Path, task: str) -> tuple[GPT2, Recipe]:
     return load_checkpoint(path, task, _adapt_base)
 
 
-def _adapt_base(lora: LoRA, config: GPT2Config, head: Head) -> GPT2:
+def _adapt_base(lora: LoRA, model: GPT2) -> GPT2:
     check_base(lora)
-    model = pretrained(lora.base, config, head, take_head=False)
-    add_adapters(model, lora)
-    return model
+    adapted = pretrained(lora.base, model.config, model.head, take_head=False)
+    add_adapters(adapted, lora)
+    return adapted
 
 
 def check_base(lora: LoRA) -> None:
