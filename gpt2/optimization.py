@@ -1,5 +1,5 @@
-"""Chapter 4, what the training loop is told: its flags, which parameters are trained and which decay,
-the rate of every step and of every layer."""
+"""Chapter 4, what the training loop is told: its flags, what is trained, which
+parameters decay, the rate of every step and of every layer."""
 
 from __future__ import annotations
 
