@@ -50,7 +50,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)  # (..., rank)
-        return F.linear(x, self.weight, self.bias) + self.scaling * F.linear(narrow, self.lora_B)
+        return F.linear(x, self.weight, self.bias) + F.linear(self.scaling * narrow, self.lora_B)
 
     def merged_weight(self) -> Tensor:
         """The one matrix (out, in) that does the same: W + alpha / rank * B A."""
