@@ -15,7 +15,6 @@ import polars as pl
 
 from app.models import Classifier, Log
 from app.safely import limited, said_to_visitor
-from baselines.train_logreg import BagOfWords
 from classification.explain import coloured, explain
 from classification.predict import Answer, choose_label, new_columns
 from classification.predictions import read_predictions
@@ -198,8 +197,8 @@ def _words(classifier: Classifier, text: str) -> str:
 
 def _bag(classifier: Classifier, text: str) -> str:
     bag = classifier.bag()
-    if not isinstance(bag, BagOfWords):
-        return f'<p class="note">No bag of words: {html.escape(bag)}</p>'
+    if bag is None:
+        return '<p class="note">No bag of words: its training rows are not here any more.</p>'
     (found,) = np.exp(bag.predict_log_probabilities([text]))
     place = int(found.argmax())
     words = [

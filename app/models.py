@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,7 +90,8 @@ class Classifier:
     precision: str
     batch_size: int
     turns: Turns
-    _bag: BagOfWords | str | None = None
+    _bag: BagOfWords | None = None
+    _bag_tried: bool = False
     _bag_lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -116,15 +118,16 @@ class Classifier:
                 progress(start + len(places), len(texts))
         return answers
 
-    def bag(self) -> BagOfWords | str:
+    def bag(self) -> BagOfWords | None:
         """The bag of words of the run, fitted once more to its training rows when it is first asked
-        for; or why there is none."""
+        for; None if these are not there any more, for a reason that visitors need not know."""
         with self._bag_lock:
-            if self._bag is None:
+            if not self._bag_tried:
+                self._bag_tried = True
                 try:
                     self._bag = self._fit_bag()
                 except (UserError, OSError) as error:
-                    self._bag = str(error)
+                    print(f"{self.name} is shown without a bag of words: {error}", file=sys.stderr)
             return self._bag
 
     def _fit_bag(self) -> BagOfWords:

@@ -13,6 +13,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("no chromium is installed", allow_module_level=True)
 
+# of its own use of pandas
+pytestmark = pytest.mark.filterwarnings("ignore:.*keyword is deprecated", "ignore:.*downcasting")
 TEXT = "A dull start, but <b>what</b> an ending!"
 
 
@@ -111,12 +113,16 @@ def test_upload_a_table_and_download_the_labels(visit, tmp_path):
     assert labelled["story"].to_list() == texts and labelled["label"].null_count() == 0
 
 
+def few_tokens(visitor):
+    visitor.get_by_role("button", name="Input, and how an answer").click()
+    visitor.get_by_label("number input for Tokens").fill("6")
+
+
 def test_a_conversation_of_three_turns(visit, page):
     """Two visitors at the same time, each with his own."""
     one, other = visit("Converse"), visit("Converse", width=390, scheme="dark")
-    for visitor in (one, other):  # a few tokens are enough
-        visitor.get_by_role("button", name="Input, and how an answer").click()
-        visitor.get_by_label("number input for Tokens").fill("6")
+    few_tokens(one)
+    few_tokens(other)
     for turn in range(3):
         for visitor, asked in ((one, f"Say <b>{turn}</b>."), (other, f"Film {turn}?")):
             visitor.fill("#instruction textarea", asked)
@@ -135,6 +141,7 @@ def test_a_conversation_of_three_turns(visit, page):
 
 def test_before_and_after_side_by_side(visit):
     visitor = visit("Converse")
+    few_tokens(visitor)
     visitor.check("#before input")
     playwright.expect(visitor.get_by_text("i, before fine-tuning")).to_be_visible()
     visitor.fill("#instruction textarea", "Hello.")

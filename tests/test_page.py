@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
+import numpy as np
 import polars as pl
 import pytest
 from conftest import REPOSITORY, refused
@@ -22,12 +23,15 @@ from small_page import ask, models, page_of, send, stop_after, upload
 from app.models import Turns
 from app.page import PageSettings, remove_old
 from app.safely import limited
+from classification.predictions import read_predictions
 from gpt2.support.errors import UserError
 from instruction.formats import conversation_rows
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 from app.assistant import _next_answer, _turn
 
+# of its own use of pandas
+pytestmark = pytest.mark.filterwarnings("ignore:.*keyword is deprecated", "ignore:.*downcasting")
 TEXT = "A dull start, but what an ending!"
 
 
@@ -43,6 +47,23 @@ def test_a_text_gets_the_answer_of_predict(page, call_script):
     expected = json.loads(done.stdout)
     assert found["run"] == "c" and found["label"] == expected["label"]
     assert found["probabilities"] == pytest.approx(expected["probabilities"], rel=1e-5)
+
+
+def test_the_bag_of_words_is_that_of_the_run(page, capsys):
+    (classifier, again), _ = models(page.runs / "c", page.runs / "c/best")
+    results = json.loads((page.runs / "c/results.json").read_text())
+    kept = read_predictions(page.runs / "c")
+    found = classifier.bag().predict_log_probabilities(kept.texts)
+    np.testing.assert_allclose(found, kept.log_probabilities["baseline"], atol=1e-5)
+    assert classifier.bag().heaviest_words() == results["baseline"]["heaviest_words"]
+    # what the words move is all that is there, but for what stands before any word
+    text, odds = kept.texts[0], [found[0, label] - found[0, 1 - label] for label in (0, 1)]
+    moved = [
+        sum(w for _, w in classifier.bag().telling_words(text, label, 999)) for label in (0, 1)
+    ]
+    constant = classifier.bag().regressions[0].intercept_[0]
+    assert [moved[0] - constant, moved[1] + constant] == pytest.approx(odds, abs=1e-4)
+    assert again.bag() is None and "without a bag of words" in capsys.readouterr().err
 
 
 def test_an_instruction_gets_the_answer_of_respond(page, call_script):
@@ -130,14 +151,14 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for():
         with turns.one():
             came.append(number)
 
-    with turns.one():
-        waiting = [threading.Thread(target=wait, args=(number,)) for number in range(5)]
-        for thread in waiting:
+    for number in range(20):
+        with turns.one():
+            thread = threading.Thread(target=wait, args=(number,))
             thread.start()
-            time.sleep(0.02)
-    for thread in waiting:
+            time.sleep(0.01)
+        with turns.one():  # who has just had it comes after who was waiting; not so with a Lock
+            assert came == list(range(number + 1))
         thread.join()
-    assert came == list(range(5))
     with pytest.raises(ZeroDivisionError), turns.one():
         1 / 0  # noqa: B018
     with turns.one():  # an error has given it back

@@ -50,7 +50,7 @@ def test_the_run_folder_is_complete(trained, call_script, tmp_path):
     assert done.stderr == ""  # no bars, no warnings when the output is not a terminal
     names = {path.name for path in run.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "before.json", "results.json", "report.md",
-                     "curves.png", "reliability.png", "predictions.parquet",
+                     "curves.png", "reliability.png", "mistakes.html", "predictions.parquet",
                      "validation_predictions.parquet", "best", "last", ".lock"}  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["task"] == "classification"
