@@ -15,6 +15,7 @@ import tiktoken
 import torch
 
 from gpt2.bookkeeping import NotFinite, TrainingResult
+from gpt2.compiling import check_compiler, compile_blocks
 from gpt2.heads import Head, describe_head
 from gpt2.model import GPT2, GPT2Config
 from gpt2.optimization import TrainingConfig, default_learning_rate
@@ -63,7 +64,10 @@ class OneRun:
             self.training.learning_rate = default_learning_rate(
                 model, self.training.train, initial_weights(self.start) == "pretrained"
             )
-        return to_device(model, self.device, self.training.shard), origin
+        model = to_device(model, self.device, self.training.shard)
+        if self.training.compile:
+            compile_blocks(model)
+        return model, origin
 
     def start_writing(self, model: GPT2, origin: str, all_settings: dict[str, Any]) -> None:
         """Print what the model is, and take hold of the run folder."""
@@ -139,6 +143,10 @@ def begin(
             "--activation-checkpointing and --dropout do not go together on mps, where torch drops "
             "others the second time (pytorch #127676); leave one of them out"
         )
+    if training.compile:
+        check_compiler(device)
+        if training.shard:
+            raise UserError("--compile and --shard do not go together; leave one of them out")
     folder = RunFolder.choose(settings, f"{name}-{model_name(model)}")
     check_not_overwritten(model, folder.folder)
     start = starting_point(model, folder)
