@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import refused
+from conftest import REPOSITORY, refused
 from test_training import run_training, tiny_model
 from torch._dynamo.testing import CompileCounter
 
@@ -132,7 +132,8 @@ def test_a_compiled_run_is_saved_and_resumed_as_any_other(tmp_path, counter):
             if compiles:
                 compile_blocks(model)
             config = TrainingConfig(max_steps=last, epochs=9, batch_size=4, log_every=1,
-                                    schedule="constant", warmup=0, precision="float32")  # fmt: skip
+                                    schedule="constant", warmup=0, precision="float32",
+                                    activation_checkpointing=bool(compiles))  # fmt: skip
             run_training(tmp_path / name, config, model, resume=number > 0)
     files = "last/model.safetensors", "last/optimizer.safetensors"
     for file in files:
@@ -141,6 +142,7 @@ def test_a_compiled_run_is_saved_and_resumed_as_any_other(tmp_path, counter):
         }
         assert bytes_of["plain"] == bytes_of["whole"] == bytes_of["resumed"]
     assert counter.frame_count > 0
+    assert "sums differ in their last bit" in (REPOSITORY / "docs/speed.md").read_text()
 
 
 def test_without_a_compiler_it_is_refused_before_anything_is_done(
@@ -188,3 +190,30 @@ def test_what_torch_compiles_computes_the_same():
         tokens = torch.randint(97, (3, length))
         with torch.no_grad():
             torch.testing.assert_close(gradient(compiled, tokens), gradient(plain, tokens))
+
+
+TRAINED = {
+    "classification/train_gpt.py": ("predict.py", "evaluate.py"),
+    "instruction/instruction_finetuning.py": ("respond.py", "evaluate.py"),
+}
+
+
+@pytest.mark.parametrize("script", TRAINED)
+def test_scripts_that_train_and_that_use_a_run_compile(script, call_script, tmp_path, monkeypatch):
+    """Whatever --compile is to them: here it notes the model."""
+    compiled, folder = [], script.split("/")[0]
+    monkeypatch.setattr("gpt2.one_run.check_compiler", lambda device: None)
+    shape = "--model", "scratch", "--n-layer", 1, "--n-head", 1, "--n-embd", 8
+    few = "--max-train", 16, "--max-validation", 2, "--max-test", 2, "--max-steps", 1
+    answers = ("--test-answers", 1, "--answer-tokens", 1) if folder == "instruction" else ()
+    run = tmp_path / "run"
+    monkeypatch.setattr("gpt2.one_run.compile_blocks", compiled.append)
+    done = call_script(script, *shape, *few, *answers, "--compile", "--out", run)
+    assert done.returncode == 0 and len(compiled) == 1, done.stderr
+    for user in TRAINED[script]:
+        name = user.removesuffix(".py")
+        monkeypatch.setattr(f"{folder}.{name}.compile_blocks", compiled.append)
+        more = {"predict": ["fine"], "respond": ["Hi", "--max-new-tokens", 1]}.get(name, answers)
+        done = call_script(f"{folder}/{user}", run, *more, "--compile")
+        assert done.returncode == 0, done.stderr
+    assert len(compiled) == 3
