@@ -22,7 +22,7 @@ from classification.evaluation import parse_class_weights
 from classification.predict import Answer, predict
 from classification.sources import DataSettings
 from classification.train_gpt import ClassificationSettings
-from gpt2.checkpoint import Recipe, load_checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.generation import SamplingSettings, stream_text
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2
@@ -31,6 +31,7 @@ from gpt2.support.errors import UserError
 from gpt2.support.run_folder import RunSettings, read_settings
 from gpt2.tokenizer import encode_text
 from gpt2.weights.building import ModelSettings, build_model, choose_config
+from gpt2.weights.loading import load_model
 from gpt2.weights.model_folder import open_model_folder
 from instruction.template import Template
 
@@ -229,7 +230,7 @@ def load_models(
     for run, name in zip(runs, names, strict=True):
         name = name if names.count(name) == 1 else str(run)
         is_assistant = run.is_dir() and open_model_folder(run).task == "instruction"
-        model, recipe = load_checkpoint(run, "instruction" if is_assistant else "classification")
+        model, recipe = load_model(run, "instruction" if is_assistant else "classification")
         model.to(device)
         if is_assistant:
             assistants.append(Assistant(name, run, model, recipe, on.precision, turns))

@@ -35,7 +35,6 @@ from classification.data import load_splits
 from classification.predict import choose_label, predict
 from classification.predictions import read_predictions
 from classification.sources import DataSettings
-from gpt2.checkpoint import load_checkpoint
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
@@ -44,6 +43,7 @@ from gpt2.support.run_folder import read_settings
 from gpt2.support.script import run_script
 from gpt2.support.streaming import open_table, require_columns, texts_of
 from gpt2.support.tables import percent
+from gpt2.weights.loading import load_model
 
 _ALPHA = 0.05
 _FEWEST = 20  # requests; of fewer the tests can hardly tell anything
@@ -84,7 +84,7 @@ def main() -> None:
         add_arguments=add_arguments,
     )
     device = choose_device(on.device)
-    model, recipe = load_checkpoint(arguments.run, "classification")
+    model, recipe = load_model(arguments.run, "classification")
     texts = read_requests(arguments.requests, settings.text_column, recipe.settings["text_column"])
     data = read_settings(arguments.run, "data", DataSettings)
     splits = load_splits(data, data.split_seed)

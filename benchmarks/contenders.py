@@ -21,8 +21,11 @@ from benchmarks.workload import Job, dataset_of
 from classification.evaluation import classification_loss
 from classification.predict import predict
 from gpt2.batching import Batch, sorted_batches
+from gpt2.checkpoint import Recipe
+from gpt2.compiling import compile_blocks
 from gpt2.generation import SamplingSettings, generate
 from gpt2.language_modelling import language_model_loss
+from gpt2.model import GPT2
 from gpt2.optimization import TrainingConfig
 from gpt2.support.device import arithmetic, autocast
 from gpt2.support.run_folder import RunFolder
@@ -40,9 +43,18 @@ class Enough(Exception):
 # ---- this project
 
 
-def train_here(job: Job) -> Measured:
-    """`train` of gpt2/training.py, the loop of this project's scripts."""
+def load_here(job: Job, compiled: bool) -> tuple[GPT2, Recipe]:
+    """The model on its device; `compiled` as --compile does it."""
     model, recipe = load_model(job.run, job.data)
+    model.to(job.device)
+    if compiled:
+        compile_blocks(model)
+    return model, recipe
+
+
+def train_here(job: Job, compiled: bool = False) -> Measured:
+    """`train` of gpt2/training.py, the loop of this project's scripts."""
+    model, recipe = load_here(job, compiled)
     dataset = dataset_of(job, recipe)
     task_loss = classification_loss if job.data == "classification" else language_model_loss
     seen = Seen()
@@ -79,16 +91,15 @@ def train_here(job: Job) -> Measured:
     run.folder.mkdir(exist_ok=True)
     with mock.patch.object(Tensor, "backward", backward), timer.attached():
         with contextlib.suppress(Enough):
-            train(model.to(job.device), dataset, loss, evaluate, config, 1, run, recipe)
+            train(model, dataset, loss, evaluate, config, 1, run, recipe)
     measured = seen.measured(timer.seconds, passes=3)
     measured.shares = timer.shares
     return measured
 
 
-def predict_here(job: Job) -> Measured:
+def predict_here(job: Job, compiled: bool = False) -> Measured:
     """`predict` of classification/predict.py, from texts to probabilities."""
-    model, recipe = load_model(job.run, job.data)
-    model.to(job.device)
+    model, recipe = load_here(job, compiled)
     texts = [text for text, _ in job.rows()]
     seen = Seen()
 
@@ -104,10 +115,9 @@ def predict_here(job: Job) -> Measured:
     return seen.measured(second_of_two(one_pass, job.device), passes=2)
 
 
-def generate_here(job: Job) -> Measured:
+def generate_here(job: Job, compiled: bool = False) -> Measured:
     """`generate` of gpt2/generation.py, with prompts of similar length in a batch."""
-    model, recipe = load_model(job.run, job.data)
-    model.to(job.device)
+    model, recipe = load_here(job, compiled)
     dataset = dataset_of(job, recipe)
     prompts = [dataset.prompt(row) for row in range(len(dataset))]
     settings, seen = SamplingSettings(max_new_tokens=job.settings.new_tokens), Seen()

@@ -1,14 +1,14 @@
 """What each of this project's savings is worth: the training loop of `contenders.py` without it.
 
-Each context here takes one saving away and leaves the others, but for `compiled_blocks`, which adds
-one that the project does not use, and `all_logits_at_once`, which needs the whole last block.
+Each context here takes one saving away and leaves the others, but for `all_logits_at_once`, which
+needs the whole last block.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from unittest import mock
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import gpt2.model
 from benchmarks import contenders
 from benchmarks.measuring import Measured
 from benchmarks.workload import Job
@@ -78,26 +77,6 @@ def adamw_in_a_loop() -> AbstractContextManager:
         return original(*arguments, **(named | {"fused": False}))
 
     return mock.patch("torch.optim.AdamW", adamw)
-
-
-@contextlib.contextmanager
-def compiled_blocks() -> Iterator[None]:
-    """torch.compile of the blocks, but for attention's formula: it has more parts the longer the
-    rows are, and each number of parts would be compiled anew."""
-    original = contenders.load_model
-
-    def load(*arguments: object) -> object:
-        model, checkpoint = original(*arguments)
-        for block in model.h:
-            block.compile(dynamic=True)
-        return model, checkpoint
-
-    attention = torch.compiler.disable(gpt2.model._attention_in_blocks)
-    with (
-        mock.patch("gpt2.model._attention_in_blocks", attention),
-        mock.patch.object(contenders, "load_model", load),
-    ):
-        yield
 
 
 def train_in(

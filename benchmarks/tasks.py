@@ -59,8 +59,7 @@ _TRAIN_HERE = Contender(
 _HERE = [
     _TRAIN_HERE,
     Contender(
-        OURS_COMPILED, "and torch.compile of the blocks", savings.train_in,
-        {"context": savings.compiled_blocks}, compiles=True,
+        OURS_COMPILED, "with --compile", contenders.train_here, {"compiled": True}, compiles=True,
     ),
 ]  # fmt: skip
 
@@ -98,6 +97,10 @@ TASKS = {
                 OURS, "predict of classification/predict.py", contenders.predict_here
             ),
             Contender(
+                OURS_COMPILED, "with --compile", contenders.predict_here, {"compiled": True},
+                compiles=True,
+            ),
+            Contender(
                 "pipeline", "as it comes: float32, one text at a time",
                 contenders.predict_with_pipeline, needs=("transformers",),
             ),
@@ -130,6 +133,10 @@ TASKS = {
         "instruction",
         [
             Contender(OURS, "generate of gpt2/generation.py", contenders.generate_here),
+            Contender(
+                OURS_COMPILED, "with --compile", contenders.generate_here, {"compiled": True},
+                compiles=True,
+            ),
             Contender(
                 "generate", "as it comes: float32, rows in their order",
                 contenders.generate_with_transformers, needs=("transformers",),

@@ -32,8 +32,9 @@ from classification.evaluation import classification_metrics, predict_log_probab
 from classification.report import close_look, look_closer, metrics_table
 from classification.sources import BUILT_IN, DataSettings, read_source
 from gpt2.checkpoint import Recipe
+from gpt2.compiling import InferenceSettings, compile_blocks
 from gpt2.support.cells import same_numbers
-from gpt2.support.device import DeviceSettings, choose_device
+from gpt2.support.device import choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.hub_datasets import pin_revision
@@ -73,7 +74,7 @@ def main() -> None:
         parser.add_argument("run", metavar="RUN", type=Path, help="a run folder of train_gpt.py")
 
     settings, output, on, arguments = parse_flags(
-        [EvaluationSettings, ResultsSettings, DeviceSettings],
+        [EvaluationSettings, ResultsSettings, InferenceSettings],
         "How good is a finished run on other labelled rows?",
         add_arguments=add_arguments,
     )
@@ -91,8 +92,11 @@ def main() -> None:
         warn_of_training_rows(arguments.run, settings.data)
     max_length, truncation = recipe.settings["max_length"], recipe.settings["truncation"]
     dataset = IMDbDataset(rows["text"], rows["label"], recipe.encoding, max_length, truncation)
+    model.to(device)
+    if on.compile:
+        compile_blocks(model)
     log_probabilities = predict_log_probabilities(
-        model.to(device), dataset, settings.batch_size, on.precision, "rows"
+        model, dataset, settings.batch_size, on.precision, "rows"
     )
 
     metrics = classification_metrics(log_probabilities, rows["label"].to_numpy())

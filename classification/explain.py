@@ -31,7 +31,7 @@ import numpy as np
 from classification.evaluation import confident_mistakes
 from classification.predict import Answer, choose_label, predict
 from classification.predictions import Predictions, read_predictions
-from gpt2.checkpoint import Recipe, load_checkpoint
+from gpt2.checkpoint import Recipe
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
@@ -40,6 +40,7 @@ from gpt2.support.flags import flag, parse_flags
 from gpt2.support.intervals import Difference, paired_difference
 from gpt2.support.script import run_script
 from gpt2.support.tables import percent
+from gpt2.weights.loading import load_model
 
 Classify = Callable[[list[str]], list[Answer]]
 
@@ -92,7 +93,7 @@ def main() -> None:
     if settings.html:
         _check_new(Path(settings.html))
     device = choose_device(on.device)
-    model, recipe = load_checkpoint(arguments.run, "classification")
+    model, recipe = load_model(arguments.run, "classification")
     if settings.label and settings.label not in recipe.settings["labels"]:
         known = ", ".join(recipe.settings["labels"])
         raise UserError(f"--label {settings.label}: the model has no such class; it has {known}")

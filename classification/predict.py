@@ -38,8 +38,9 @@ from classification.calibration import apply_temperature
 from classification.data import IMDbDataset
 from classification.evaluation import predict_log_probabilities
 from gpt2.checkpoint import Recipe
+from gpt2.compiling import InferenceSettings, compile_blocks
 from gpt2.model import GPT2
-from gpt2.support.device import DeviceSettings, autocast, choose_device
+from gpt2.support.device import autocast, choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.files import COMPRESSIONS, clean_text, read_text, table_suffix
 from gpt2.support.flags import flag, parse_flags
@@ -129,7 +130,7 @@ def main() -> None:
         parser.add_argument("texts", metavar="TEXT", nargs="*", help="none: read standard input")
 
     settings, on, arguments = parse_flags(
-        [PredictSettings, DeviceSettings],
+        [PredictSettings, InferenceSettings],
         "Labels for new texts, by a fine-tuned model.",
         add_arguments=add_arguments,
     )
@@ -137,6 +138,8 @@ def main() -> None:
     device = choose_device(on.device)
     model, recipe = load_model(arguments.run, "classification")
     model.to(device)
+    if on.compile:
+        compile_blocks(model)
     if settings.raw:
         recipe.settings |= {"temperature": 1.0, "threshold": None}
     threshold = recipe.settings["threshold"]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from gpt2.bookkeeping import NotFinite, TrainingResult
+from gpt2.compiling import check_compiler, compile_blocks
 from gpt2.encoder import Encoder, EncoderConfig, describe_model
 from gpt2.heads import Head
 from gpt2.lora import describe_lora
@@ -78,7 +79,10 @@ class OneRun:
             self.training.learning_rate = default_learning_rate(
                 model, train, initial_weights(self.start) == "pretrained"
             )
-        return to_device(model, self.device, self.training.shard), origin
+        model = to_device(model, self.device, self.training.shard)
+        if self.training.compile:
+            compile_blocks(model)
+        return model, origin
 
     def build_encoder(self, labels: Sequence[str]) -> tuple[Encoder, str]:
         """The same for a run that `begin_encoder` has begun."""
@@ -174,6 +178,8 @@ def begin_encoder(
     name: str, model: EncoderSettings, training: TrainingConfig, settings: RunSettings
 ) -> OneRun:
     """The same for an encoder of transformers."""
+    if training.compile:
+        raise UserError("--compile knows the blocks of GPT-2 alone; leave it out")
     device, folder = _begin(name, model, training, settings)
     start = starting_encoder(model, folder)
     config, encoding = choose_encoder(start)
@@ -193,6 +199,10 @@ def _begin(
             "--activation-checkpointing and --dropout do not go together on mps, where torch drops "
             "others the second time (pytorch #127676); leave one of them out"
         )
+    if training.compile:
+        check_compiler(device)
+        if training.shard:
+            raise UserError("--compile and --shard do not go together; leave one of them out")
     folder = RunFolder.choose(settings, f"{name}-{model_name(model)}")
     check_not_overwritten(model, folder.folder)
     return device, folder

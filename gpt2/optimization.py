@@ -44,6 +44,10 @@ class TrainingConfig:
         False, "keep only the input of each block and compute the block again in the backward "
         "pass: far less memory, a third more time, the same numbers", may_change=True,
     )  # fmt: skip
+    compile: bool = flag(
+        False, "compile the blocks with torch.compile: a minute or more at the start, then faster "
+        "steps, above all on a GPU; needs a C++ compiler", may_change=True,
+    )  # fmt: skip
     learning_rate: float | None = flag(
         None, "peak rate of AdamW; too high, the loss jumps, too low, it hardly moves. Left out, "
         "what suits --model and --train: for mini and random weights 6e-4, of a classifier's "

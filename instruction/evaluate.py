@@ -25,9 +25,10 @@ import numpy as np
 import polars as pl
 
 from gpt2.checkpoint import Recipe
+from gpt2.compiling import InferenceSettings, compile_blocks
 from gpt2.generation import SamplingSettings
 from gpt2.language_modelling import evaluate_loss
-from gpt2.support.device import DeviceSettings, choose_device
+from gpt2.support.device import choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.results_folder import (
@@ -90,7 +91,7 @@ def main() -> None:
         )
 
     settings, output, on, arguments = parse_flags(
-        [EvaluationSettings, ResultsSettings, DeviceSettings],
+        [EvaluationSettings, ResultsSettings, InferenceSettings],
         "How good is a finished run on other instructions with answers?",
         add_arguments=add_arguments,
     )
@@ -98,6 +99,8 @@ def main() -> None:
     device = choose_device(on.device)
     model, recipe = load_model(arguments.run, "instruction")
     model.to(device)
+    if on.compile:
+        compile_blocks(model)
     template, max_length = Template(**recipe.settings["template"]), recipe.settings["max_length"]
 
     notes: list[str] = []

@@ -35,9 +35,10 @@ import tiktoken
 from tqdm import tqdm
 
 from gpt2.checkpoint import Recipe
+from gpt2.compiling import InferenceSettings, compile_blocks
 from gpt2.generation import PromptTooLong, SamplingSettings, stream_text
 from gpt2.model import GPT2
-from gpt2.support.device import DeviceSettings, choose_device
+from gpt2.support.device import choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.files import COMPRESSIONS, decode_utf8, read_text, read_utf8
 from gpt2.support.flags import flag, parse_flags
@@ -181,7 +182,7 @@ def main() -> None:
         )
 
     settings, sampling, on, arguments = parse_flags(
-        [RespondSettings, SamplingSettings, DeviceSettings],
+        [RespondSettings, SamplingSettings, InferenceSettings],
         "Ask a fine-tuned model.",
         add_arguments=add_arguments,
     )
@@ -191,6 +192,8 @@ def main() -> None:
     device = choose_device(on.device)
     model, recipe = load_model(arguments.run, "instruction")
     model.to(device)
+    if on.compile:
+        compile_blocks(model)
     encoding = recipe.encoding
     try:
         template = Template(**recipe.settings["template"])

@@ -32,7 +32,7 @@ MAY_IMPORT = {
 
 LONGEST_FILE = 350
 LONGEST_TRAIN = 60  # lines of `train`, without its docstring
-MOST_IN_GPT2 = 15  # files beside the folders
+MOST_IN_GPT2 = 16  # files beside the folders
 
 
 def modules_of(root):

@@ -121,11 +121,13 @@ def test_the_last_mlp_runs_for_all_tokens_again(prepared, monkeypatch, task):
     assert set(shapes) == {3}  # (B, T, C)
 
 
-def test_compiling_is_of_every_block(prepared, monkeypatch):
+@pytest.mark.parametrize("contender", ["train_here", "predict_here", "generate_here"])
+def test_compiling_is_that_of_the_scripts(prepared, monkeypatch, contender):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append(how))
-    savings.train_in(prepared["classification"][0], savings.compiled_blocks)
-    assert compiled == [{"dynamic": True}] * TINY.n_layer
+    monkeypatch.setattr(contenders, "compile_blocks", compiled.append)
+    job = prepared["instruction" if contender == "generate_here" else "classification"][0]
+    getattr(contenders, contender)(job, compiled=True)
+    assert len(compiled) == 1
 
 
 def test_useful_work_is_what_torch_counts():

@@ -41,7 +41,15 @@ def tiny_dataset(texts=TEXTS, labels=LABELS):
     return IMDbDataset(texts, labels, get_encoding("mini"), 64)
 
 
-def run_training(folder, config, model=None, evaluate=None, loss=classification_loss, dataset=None):
+def run_training(
+    folder,
+    config,
+    model=None,
+    evaluate=None,
+    loss=classification_loss,
+    dataset=None,
+    resume=None,
+):
     folder.mkdir(exist_ok=True)
     model = model or tiny_model()
     config.learning_rate = config.learning_rate or 6e-4
@@ -57,7 +65,9 @@ def run_training(folder, config, model=None, evaluate=None, loss=classification_
             )
         return {"loss": total.item() / count}
 
-    run = RunFolder(folder)
+    run = RunFolder(folder, resume=bool(resume))
+    if resume is not None:  # a run that is resumed later, or now
+        run.start({}, "cpu")
     result = train(model, dataset, loss, evaluate or whole_loss, config, 1, run, checkpoint)
     return model, result, run.read_log()
 
