@@ -256,6 +256,7 @@ def test_every_command_runs(
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *given, **named: None)  # slow
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # so is waiting for the disk
     monkeypatch.setattr("app.page.wait", end_the_page)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where gradio may leave a folder
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     commands = [
         "python classification/train_gpt.py",  # README's first runs, which other pages start from

@@ -279,6 +279,7 @@ def test_the_script(page, call_script, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("app.page.wait", wait)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     done = call_script("app/page.py", page.runs / "c")
     assert done.returncode == 0, done.stderr
