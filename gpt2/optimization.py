@@ -51,8 +51,8 @@ class TrainingConfig:
     learning_rate: float | None = flag(
         None, "peak rate of AdamW; too high, the loss jumps, too low, it hardly moves. Left out, "
         "what suits --model and --train: for mini and random weights 6e-4, of a classifier's "
-        "last:N and of lora 2e-3, of its head 1e-2; for the released gpt2 to gpt2-xl 5e-5, of lora "
-        "2e-4, of a classifier's head 1e-3", above=0,
+        "last:N and of lora 2e-3, of its head 1e-2; for the released gpt2 to gpt2-xl and for "
+        "encoders 5e-5, of lora 2e-4, of a classifier's head 1e-3", above=0,
     )  # fmt: skip
     warmup: float = flag(
         0.1, "share of the steps over which the rate rises from 0 to its peak; more if the loss "

@@ -47,6 +47,12 @@ TRAIN = "baselines/train_encoder.py"
 SHORT = "--max-train 32 --max-validation 8 --max-test 20 --max-steps 2 --max-length 32".split()
 
 
+@pytest.fixture(autouse=True)
+def nothing_slow(monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *given, **named: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
 @pytest.fixture(params=FAMILIES)
 def encoder(request, tmp_path):
     return save_tiny_encoder(tmp_path / "encoder", request.param)
@@ -277,7 +283,7 @@ def test_trained_asked_evaluated_compared_and_beside_another(distilbert, tmp_pat
 
     said = run(TRAIN, "--model", "tiny", *SHORT, "--out", "run", "--truncation", "head-tail")
     assert "encoder tiny after fine-tuning" in said and "GPT-2" not in said
-    assert "learning rate 5e-05" in said and "new head (no old), of tiny" in said
+    assert "learning rate 5e-05" in said and "new head (no old one), of tiny" in said
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["model"]["head"] == {
         "kind": "DistilBertForSequenceClassification", "num_classes": 2,

@@ -15,7 +15,7 @@ from test_training import run_training, tiny_model
 
 from classification.evaluation import classification_loss
 from gpt2 import training
-from gpt2.bookkeeping import NotFinite
+from gpt2.bookkeeping import NotFinite, StepSums
 from gpt2.optimization import TrainingConfig, make_optimizer
 from gpt2.support.device import arithmetic, autocast, loss_scaler
 from gpt2.support.distributed import full_tensor, to_device
@@ -57,7 +57,7 @@ def test_the_scale_cancels_to_the_last_bit():
         optimizer = make_optimizer(model, TrainingConfig())
         loss = model(torch.arange(12).view(2, 6), torch.tensor([6, 3])).square().sum()
         scaler.scale(loss).backward()
-        gradients.append((average_and_clip(optimizer, scaler, 2, 0.01), model.wte.weight.grad))
+        gradients.append((average_and_clip(optimizer, scaler, StepSums(loss.detach(), 2), 0.01), model.wte.weight.grad))
     assert gradients[0][0] == gradients[1][0] > 0.01  # so that it was clipped
     assert torch.equal(gradients[0][1], gradients[1][1])
 
@@ -167,11 +167,12 @@ def test_many_processes_skip_together(tmp_path):
         model, scaler = to_device(tiny_model(), CPU, shard=True), loss_scaler(CPU, "float16")
         optimizer = make_optimizer(model, TrainingConfig())
         before = full_tensor(model.ln_f.weight.detach()).clone()
-        scaler.scale(model(torch.arange(12).view(2, 6), torch.tensor([6, 3])).sum()).backward()
+        loss = model(torch.arange(12).view(2, 6), torch.tensor([6, 3])).sum()
+        scaler.scale(loss).backward()
         own = model.ln_f.weight.grad.to_local()
         if torch.distributed.get_rank() == 0:
             own[0] = math.inf
-        norm = average_and_clip(optimizer, scaler, 2, 1.0)
+        norm = average_and_clip(optimizer, scaler, StepSums(loss.detach(), 2), 1.0)
         scaler.step(optimizer)
         scaler.update()
         same = torch.equal(full_tensor(model.ln_f.weight.detach()), before)

@@ -57,7 +57,7 @@ class NarrowHead(Head):
     def forward(self, hidden, lengths):
         return self.decide(torch.tanh(self.narrow(pool_mean(hidden, lengths))))
 '''
-OLD_CALL = "ClassificationHead(gpt2_config, len(splits.labels), task.pooling)"
+OLD_CALL = "ClassificationHead(gpt2_config, len(splits.labels), head.pooling)"
 OLD_IMPORT = "from gpt2.heads import POOLINGS, ClassificationHead, Head"
 TEXTS = ["A dull start, but what an ending!", "no", "fine film & fine actors " * 9]
 

@@ -227,8 +227,10 @@ def build_encoder(
         origin = f"trunk and head of {found.where}"
     else:
         model.network.base_model.load_state_dict(trained.base_model.state_dict())
-        old = f"the old one's labels were {', '.join(found.labels)}" if found.labels else "no old"
-        origin = f"trunk, new head ({old}), of {found.where}"
+        why = (
+            f"the old one's labels were {', '.join(found.labels)}" if found.labels else "no old one"
+        )
+        origin = f"trunk, new head ({why}), of {found.where}"
     _check_pads(found, model)
     try:
         choose_trainable(model, train)
