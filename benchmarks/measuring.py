@@ -128,12 +128,13 @@ def second_of_two(one_pass: Callable[[], Any], device: torch.device) -> float:
 
 def matrix_rates(device: torch.device) -> dict[str, float]:
     """FLOP/s of a product of two square matrices that are large enough to keep `device` busy, in
-    float32 and, where it is the faster one, in bfloat16."""
+    float32 and, where these are faster, in bfloat16 or float16."""
     size = MATRIX_SIZES[device.type]
     rates = {}
     dtypes = [torch.float32]
-    if arithmetic(device, "auto") == "bfloat16":  # where it is emulated a product takes minutes
-        dtypes.append(torch.bfloat16)
+    fast = arithmetic(device, "auto")  # where it is emulated a product takes minutes
+    if fast != "float32":
+        dtypes.append(getattr(torch, fast))
     for dtype in dtypes:
         first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         seconds = []

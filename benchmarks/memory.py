@@ -72,15 +72,15 @@ def count_adapters(config: GPT2Config) -> int:
 
 
 def training_memory(
-    config: GPT2Config, rows: int, length: int, bfloat16: bool, keeps_scores: bool, train: str
+    config: GPT2Config, rows: int, length: int, sixteen_bits: bool, keeps_scores: bool, train: str
 ) -> int:
     """Bytes that training takes on `rows` of `length` tokens at once, all real.
 
     A trained parameter takes 16 bytes: itself, its gradient and AdamW's two moments, 4 each; a
-    frozen one 4; and both 2 for the copy that bfloat16 is multiplied with. What a block keeps for
+    frozen one 4; and both 2 for the copy that is multiplied in 16 bits. What a block keeps for
     the way back is, for each token and in widths of the model: both norms' inputs and outputs (4),
     query, key and value (3), what attention gave, as it came and reshaped (2), and the wide half of
-    the MLP before and after GELU (4 + 4). In bfloat16 all but the norms' 4 take half the bytes, and
+    the MLP before and after GELU (4 + 4). In 16 bits all but the norms' 4 take half the bytes, and
     the norms' outputs are kept once more (2). Adapters in attention and MLP need the same. With
     `keeps_scores` attention written out, see gpt2/model.py, keeps what each token makes of those it
     may see, and of a few more.
@@ -88,8 +88,8 @@ def training_memory(
     trained, frozen = count_by_shape(config), 0
     if train == "lora":
         trained, frozen = count_adapters(config), trained
-    weights = 16 * trained + 4 * frozen + (2 * (trained + frozen) if bfloat16 else 0)
-    block = 4 * 4 + (2 + 3 + 2 + 4 + 4) * 2 if bfloat16 else (4 + 3 + 2 + 4 + 4) * 4
+    weights = 16 * trained + 4 * frozen + (2 * (trained + frozen) if sixteen_bits else 0)
+    block = 4 * 4 + (2 + 3 + 2 + 4 + 4) * 2 if sixteen_bits else (4 + 3 + 2 + 4 + 4) * 4
     kept = rows * length * config.n_embd * block
     if keeps_scores:
         pairs = min(length, (length + QUERIES_AT_ONCE) / 2) * length
@@ -137,7 +137,7 @@ def main() -> None:
     if settings.measure and settings.measure not in SIZES:
         raise UserError(f"--measure {settings.measure}: not one of {', '.join(SIZES)}")
     device = choose_device(on.device)
-    bfloat16 = arithmetic(device, on.precision) == "bfloat16"
+    chosen = arithmetic(device, on.precision)
     rows = []
     for name, config in SIZES.items():
         if settings.max_length > config.n_positions:
@@ -150,8 +150,8 @@ def main() -> None:
             config,
             settings.batch_size,
             settings.max_length,
-            bfloat16,
-            keeps_scores=bfloat16 and in_blocks(device, torch.bfloat16, settings.max_length),
+            sixteen_bits=chosen != "float32",
+            keeps_scores=in_blocks(device, getattr(torch, chosen), settings.max_length),
             train=settings.train,
         )
         row = [
@@ -170,7 +170,7 @@ def main() -> None:
     header = ["model", "parameters", "download", "computed", "measured", "a step"]
     what = "adapters of rank 8" if settings.train == "lora" else "all weights"
     print(f"training {what} on {settings.batch_size} rows of {settings.max_length} tokens, "
-          f"{'bfloat16' if bfloat16 else 'float32'} on {device}\n")  # fmt: skip
+          f"{chosen} on {device}\n")  # fmt: skip
     print(format_table(header[: len(rows[0])], rows))
 
 

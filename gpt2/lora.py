@@ -76,7 +76,7 @@ def add_adapters(model: nn.Module, lora: LoRA) -> None:
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith("head.")
+        if isinstance(module, nn.Linear) and name.split(".")[0] != "head"
     }
     chosen = [part.strip() for part in lora.on.split(",")]
     for part in chosen:

@@ -68,8 +68,7 @@ class OneRun:
     ) -> tuple[GPT2, str]:
         """The model on its device, frozen but for what --train names, and where its weights come
         from, in words. Without --learning-rate, the run gets the one that suits them."""
-        train = self.training.train
-        lora = self.training.lora if train == "lora" else None
+        train, lora = self.training.train, self.training.lora
         model, origin = build_model(
             self.start, self.config, make_head, train, self.settings.seed, labels, lora
         )

@@ -175,8 +175,8 @@ def build_model(
     labels: Sequence[str] | None = None,
     lora: LoRA | None = None,
 ) -> tuple[GPT2, str]:
-    """The model that training starts from, on the CPU, frozen but for what `train` names, or with
-    the adapters that `lora` asks for; and where its weights come from, in words.
+    """The model that training starts from, on the CPU, frozen but for what `train` names; and where
+    its weights come from, in words. "lora" gives it adapters that are like `lora`.
 
     Random weights depend on `seed` alone. A head is taken over if it does the same: language models
     go on with theirs, a classifier with one of the same pooling and `labels`; else it is new.
@@ -186,7 +186,7 @@ def build_model(
     """
     torch.manual_seed(seed)
     if initial_weights(settings) == "random":
-        if lora:
+        if train == "lora":
             raise UserError("--train lora: adapts weights that have learnt something, not random")
         model, origin = GPT2(config, make_head(config)), "random weights"
     elif settings.model in SIZES:
@@ -202,8 +202,8 @@ def build_model(
         taken = f"trunk, new head ({why_new})," if why_new else "trunk and head"
         origin = f"{taken} of {found.folder} ({found.task})"
     _check_rebuilt(model.head, config)
-    if lora:
-        _put_adapters(model, settings, lora)
+    if train == "lora":
+        _put_adapters(model, settings, lora or LoRA())
         return model, origin
     try:
         choose_trainable(model, train)
