@@ -239,9 +239,9 @@ def group_runs(contenders: list[Contender], resamples: int, seed: int) -> list[G
             raise UserError(f"{contender.folder}: was named twice")
         seen.add(place)
         found.setdefault(json.dumps(contender.settings, sort_keys=True), []).append(contender)
-    groups = []
-    for runs in found.values():
-        group = Group(_name(runs), runs, 0.0, 0.0)
+    groups, names = [], _names(list(found.values()))
+    for name, runs in zip(names, found.values(), strict=True):
+        group = Group(name, runs, 0.0, 0.0)
         group.low, group.high = bootstrap_groups(
             group.scores, group.weights, group.statistic, resamples, seed
         )
@@ -249,7 +249,19 @@ def group_runs(contenders: list[Contender], resamples: int, seed: int) -> list[G
     return groups
 
 
-def _name(runs: list[Contender]) -> str:
-    which = "" if runs[0].which == "after" else f":{runs[0].which}"
-    more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    return f"{runs[0].folder.name}{which}{more}"
+def _names(groups: list[list[Contender]]) -> list[str]:
+    """What to call each group: by its first run's folder if that tells the groups apart, by the
+    folder around it (all lines of a sweep have a seed-1), or by both and more."""
+    paths = [runs[0].folder.resolve().parts for runs in groups]
+    more = [f" and {len(runs) - 1} more" if len(runs) > 1 else "" for runs in groups]
+    which = ["" if runs[0].which == "after" else f":{runs[0].which}" for runs in groups]
+    names: list[str] = []
+    for first, last in ((-1, None), (-2, -1), (-2, None), (-3, None), (0, None)):
+        around = last is not None
+        names = [
+            "/".join(path[first:last]) + one + ("" if around else many)
+            for path, one, many in zip(paths, which, more, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import polars as pl
@@ -181,6 +182,11 @@ def test_predictions_are_kept_and_runs_compared(runs, call_script):
     done = call_script("baselines/compare.py", "a-1", "a-2", "last", "a-1:baseline")
     assert done.returncode == 0, done.stderr
     assert "a-1 and 1 more" in done.stdout and max(map(len, done.stdout.splitlines())) <= 110
+    for line, name in (("mean/seed-1", "a-1"), ("mean/seed-2", "a-2"), ("last/seed-1", "last")):
+        shutil.copytree(runs / name, runs / "lines" / line)  # as a sweep leaves them
+    folders = sorted(str(run) for run in (runs / "lines").glob("*/*"))
+    lines = call_script("baselines/compare.py", *folders, "--out", "lines/compare").stdout
+    assert "\n| mean " in lines and "| mean - last" in lines, lines
     compared = json.loads((runs / "runs/compare/compare.json").read_text())
     assert [len(group["values"]) for group in compared["groups"]] == [2, 1, 1]
     single = next(d for d in compared["differences"] if (d["first"], d["second"]) ==

@@ -57,7 +57,12 @@ def test_the_scale_cancels_to_the_last_bit():
         optimizer = make_optimizer(model, TrainingConfig())
         loss = model(torch.arange(12).view(2, 6), torch.tensor([6, 3])).square().sum()
         scaler.scale(loss).backward()
-        gradients.append((average_and_clip(optimizer, scaler, StepSums(loss.detach(), 2), 0.01), model.wte.weight.grad))
+        gradients.append(
+            (
+                average_and_clip(optimizer, scaler, StepSums(loss.detach(), 2), 0.01),
+                model.wte.weight.grad,
+            )
+        )
     assert gradients[0][0] == gradients[1][0] > 0.01  # so that it was clipped
     assert torch.equal(gradients[0][1], gradients[1][1])
 
