@@ -255,13 +255,10 @@ def _names(groups: list[list[Contender]]) -> list[str]:
     paths = [runs[0].folder.resolve().parts for runs in groups]
     more = [f" and {len(runs) - 1} more" if len(runs) > 1 else "" for runs in groups]
     which = ["" if runs[0].which == "after" else f":{runs[0].which}" for runs in groups]
-    names: list[str] = []
     for first, last in ((-1, None), (-2, -1), (-2, None), (-3, None), (0, None)):
-        around = last is not None
-        names = [
-            "/".join(path[first:last]) + one + ("" if around else many)
-            for path, one, many in zip(paths, which, more, strict=True)
-        ]
+        names = ["/".join(path[first:last]) + one for path, one in zip(paths, which, strict=True)]
         if len(set(names)) == len(names):
             break
-    return names
+    if last:  # the folder around stands for all of them
+        return names
+    return [name + many for name, many in zip(names, more, strict=True)]
