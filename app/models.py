@@ -28,7 +28,8 @@ from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
-from gpt2.support.run_folder import RunSettings, read_settings
+from gpt2.support.results_folder import read_settings
+from gpt2.support.run_folder import RunSettings
 from gpt2.tokenizer import encode_text
 from gpt2.weights.building import ModelSettings, build_model, choose_config
 from gpt2.weights.loading import load_model
@@ -132,8 +133,8 @@ class Classifier:
             return self._bag
 
     def _fit_bag(self) -> BagOfWords:
-        data = read_settings(self.folder, "data", DataSettings)
-        task = read_settings(self.folder, "head", ClassificationSettings)
+        data = read_settings(self.folder, DataSettings)
+        task = read_settings(self.folder, ClassificationSettings)
         train = load_splits(data, data.split_seed).train
         targets = train["label"].to_numpy()
         counts = np.bincount(targets, minlength=len(self.labels))
@@ -208,8 +209,8 @@ class Assistant:
         it is not there any more."""
         with self._before_lock:
             if self._before is None:
-                settings = read_settings(self.folder, "model", ModelSettings)
-                seed = read_settings(self.folder, "run", RunSettings).seed
+                settings = read_settings(self.folder, ModelSettings)
+                seed = read_settings(self.folder, RunSettings).seed
                 config, _ = choose_config(settings)
                 model, _ = build_model(settings, config, LanguageModelHead, "all", seed)
                 model = model.to(self.model.wte.weight.device).eval()

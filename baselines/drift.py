@@ -39,7 +39,7 @@ from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.intervals import holm
-from gpt2.support.run_folder import read_settings
+from gpt2.support.results_folder import read_settings
 from gpt2.support.script import run_script
 from gpt2.support.streaming import open_table, require_columns, texts_of
 from gpt2.support.tables import percent
@@ -86,7 +86,7 @@ def main() -> None:
     device = choose_device(on.device)
     model, recipe = load_model(arguments.run, "classification")
     texts = read_requests(arguments.requests, settings.text_column, recipe.settings["text_column"])
-    data = read_settings(arguments.run, "data", DataSettings)
+    data = read_settings(arguments.run, DataSettings)
     splits = load_splits(data, data.split_seed)
     tested = read_predictions(arguments.run)
     log_probabilities = tested.log_probabilities["after"]

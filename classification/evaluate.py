@@ -119,7 +119,7 @@ def main() -> None:
 
 def read_own_test_split(run: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The test split that the run itself has, as in `read_labelled`."""
-    data = read_settings(run, "data", DataSettings)
+    data = read_settings(run, DataSettings)
     splits = load_splits(data, data.split_seed)
     rows = splits.test.with_row_index("row", offset=1)
     return rows, {"name": splits.name, "split": "test", "rows": len(rows),

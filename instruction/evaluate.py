@@ -109,7 +109,7 @@ def main() -> None:
         if split == "all":
             warn_of_training_rows(arguments.run, settings.data)
     else:
-        own = read_settings(arguments.run, "data", DataSettings)
+        own = read_settings(arguments.run, DataSettings)
         splits = load_splits(own, template, recipe.encoding, own.split_seed)
         rows, removed, revision = splits.test, splits.removed, splits.revision
         rows, settings.data = rows.with_row_index("row", offset=1), own.data

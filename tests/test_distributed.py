@@ -12,7 +12,7 @@ import torch
 from many_processes import farthest, in_processes, run_task
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-from gpt2 import training
+from gpt2 import bookkeeping, training
 from gpt2.checkpoint import load_checkpoint
 from gpt2.language_modelling import language_model_loss
 from gpt2.support import distributed, script
@@ -196,7 +196,7 @@ def test_what_goes_wrong_goes_wrong_for_all(tmp_path):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(many_processes, "language_model_loss", bad_on_rank_1)
-            with pytest.raises(training.NotFinite) as error:
+            with pytest.raises(bookkeeping.NotFinite) as error:
                 run_task(tmp_path / "nan", "instruction")
             said.append(str(error.value))
         with pytest.raises(UserError) as error:

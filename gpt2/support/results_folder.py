@@ -53,14 +53,16 @@ def check_results_folder(settings: ResultsSettings) -> None:
         )
 
 
-def read_settings(folder: Path, name: str, cls: type[T]) -> T:
-    """The settings `name` ("data") that the run in `folder` had, as the dataclass `cls`; fields
-    that older code did not know keep their default, and a path means what it meant where the run
-    was started. Raises UserError if it is not a run, or if what the path names is gone."""
+def read_settings(folder: Path, cls: type[T]) -> T:
+    """The settings of the dataclass `cls` that the run in `folder` had; fields that older code did
+    not know keep their default, and a path means what it meant where the run was started. Raises
+    UserError if it is not a run, or if what the path names is gone."""
     values = {}
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        saved, started_in = config["settings"][name], folder_of_last_start(config)
+        saved = {name: value for group in config["settings"].values() for name, value in
+                 group.items()}  # fmt: skip
+        started_in = folder_of_last_start(config)
         for field in dataclasses.fields(cls):
             if field.name not in saved:
                 continue

@@ -653,7 +653,8 @@ check(
 from instruction.evidence import weigh_evidence
 from instruction.report import comparison_table
 
-evidence = weigh_evidence(before, after)
+looks = [{"row_losses": {"test": found}, "tasks": found["tasks"]} for found in (before, after)]
+evidence = weigh_evidence(*looks, "test")
 results = {
     "data": {"reported": "test", "test": len(splits.test)},
     "before": {"test": before["metrics"]},
