@@ -14,7 +14,7 @@ import polars as pl
 
 from gpt2.support.durable import write_file
 from gpt2.support.errors import UserError
-from gpt2.support.flags import flag, flag_name, folder_of_last_start, path_from_here
+from gpt2.support.flags import flag, folder_of_last_start, path_from_here
 from gpt2.support.splits import hub_name
 
 T = TypeVar("T")
@@ -69,10 +69,11 @@ def read_settings(folder: Path, cls: type[T]) -> T:
             value, names = saved[field.name], field.metadata["names"]
             if names is not None:  # a path, or one of these
                 value = path_from_here(value, started_in, names)
+            if field.name == "data" and isinstance(value, str):  # it is about to be read
                 if not (value in names or hub_name(value) or Path(value).exists()):
                     raise UserError(
-                        f"{folder}: its {flag_name(field.name)} {value} is not there; put it back, "
-                        "or start this in the folder in which the run was started"
+                        f"{folder}: its --data {value} is not there; put it back, or start this in "
+                        "the folder in which the run was started"
                     )
             values[field.name] = value
         return cls(**values)
