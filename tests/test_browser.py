@@ -115,7 +115,13 @@ def test_upload_a_table_and_download_the_labels(visit, tmp_path):
 
 def few_tokens(visitor):
     visitor.get_by_role("button", name="Input, and how an answer").click()
-    visitor.get_by_label("number input for Tokens").fill("6")
+    slider = visitor.get_by_label("range slider for Tokens")
+    for _ in range(100):  # what is typed before the page listens is lost
+        visitor.get_by_label("number input for Tokens").fill("6")
+        if slider.input_value() == "6":
+            return
+        visitor.wait_for_timeout(50)
+    raise AssertionError("the page took no number")
 
 
 def test_a_conversation_of_three_turns(visit, page):
