@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2.heads import build_head, describe_head
+from gpt2.lora import describe_lora, merged_parameters
 from gpt2.model import GPT2, GPT2Config
 from gpt2.support.errors import UserError
 
@@ -90,6 +91,11 @@ class Encoder(nn.Module):
     def h(self) -> nn.ModuleList:
         """The blocks, as GPT-2 calls them."""
         return self.network.base_model.get_submodule(self._path_to_blocks)
+
+    @property
+    def name_of_blocks(self) -> str:
+        """The part of a name that all blocks share, and they alone: "layer" of BERT."""
+        return self._path_to_blocks.rpartition(".")[2]
 
     @property
     def head(self) -> nn.ModuleList:
@@ -167,3 +173,13 @@ def new_network(config: dict[str, Any]) -> nn.Module:
     transformers = import_transformers()
     known = transformers.AutoConfig.for_model(**config)
     return transformers.AutoModelForSequenceClassification.from_config(known, dtype=torch.float32)
+
+
+def merge_encoder(model: Encoder) -> Encoder:
+    """The encoder without adapters that computes what `model` does: `model` if it has none."""
+    if not describe_lora(model):
+        return model
+    merged = rebuild_model(describe_model(model)).eval()
+    weights = model.state_dict() | merged_parameters(model)
+    merged.load_state_dict(weights, strict=False)  # but for the adapters, which have no place there
+    return merged

@@ -7,8 +7,7 @@ is added to it is learned:
     y = W x + b + alpha / rank * B A x      W (out, in) frozen, A (rank, in), B (out, rank)
 
 B begins at zero, and so training begins with the model as it was. What is frozen has no gradient
-and no optimizer state, and below the lowest adapter autograd keeps no activations, because nothing
-there learns.
+and no optimizer state, and below the lowest adapter autograd keeps no activations.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class LoRA:
     alpha: float = 16.0  # the update counts alpha / rank times
     dropout: float = 0.0  # share of what A reads that is dropped in training
     on: str = "attn,mlp"  # which layers get an adapter: see `add_adapters`
-    base: str = ""  # a built-in model's name, or a folder
+    base: str = ""  # a built-in model's name, a folder, or OWNER/NAME@COMMIT of the hub
     base_sha256: str = ""  # of its weights
 
 
@@ -73,10 +72,11 @@ def add_adapters(model: nn.Module, lora: LoRA) -> None:
     >>> [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
     [('h.0.attn.c_attn.lora_A', [2, 8]), ('h.0.attn.c_attn.lora_B', [24, 2])]
     """
+    head = set(model.head.modules())
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[0] != "head"
+        if isinstance(module, nn.Linear) and module not in head
     }
     chosen = [part.strip() for part in lora.on.split(",")]
     for part in chosen:
@@ -85,7 +85,7 @@ def add_adapters(model: nn.Module, lora: LoRA) -> None:
             words = ", ".join(part for part in known if not part.isdecimal())
             raise ValueError(f"'{part}' stands in no linear layer's name; there are {words}")
     model.requires_grad_(False)
-    model.head.requires_grad_(not model.head.ties_wte)
+    model.head.requires_grad_(not getattr(model.head, "ties_wte", False))  # no encoder's does
     for name, layer in layers.items():
         if any(part in chosen for part in name.split(".")):
             parent, _, own_name = name.rpartition(".")

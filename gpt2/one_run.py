@@ -85,9 +85,10 @@ class OneRun:
 
     def build_encoder(self, labels: Sequence[str]) -> tuple[Encoder, str]:
         """The same for a run that `begin_encoder` has begun."""
-        model, origin = build_encoder(self.start, labels, self.training.train, self.settings.seed)
+        train, lora = self.training.train, self.training.lora
+        model, origin = build_encoder(self.start, labels, train, self.settings.seed, lora)
         if self.training.learning_rate is None:
-            self.training.learning_rate = encoder_learning_rate(self.training.train)
+            self.training.learning_rate = encoder_learning_rate(train)
         return to_device(model, self.device, self.training.shard), origin
 
     def start_writing(self, model: nn.Module, origin: str, all_settings: dict[str, Any]) -> None:

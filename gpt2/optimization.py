@@ -96,7 +96,7 @@ class TrainingConfig:
     )  # fmt: skip
     lora_on: str = flag(
         "attn,mlp", "the layers that get adapters, by parts of their names: attn, mlp, or one "
-        "matrix, as c_attn",
+        "matrix, as c_attn; left out, of an encoder all linear layers of its blocks",
     )  # fmt: skip
     evaluate_every: int = flag(
         0, "steps between evaluations on the validation split; 0 evaluates after each epoch",

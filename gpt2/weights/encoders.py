@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from gpt2.checkpoint import load_checkpoint
-from gpt2.encoder import Encoder, EncoderConfig, import_transformers, new_network
+from gpt2.encoder import Encoder, EncoderConfig, import_transformers, merge_encoder, new_network
+from gpt2.lora import LoRA, add_adapters
 from gpt2.optimization import choose_trainable
 from gpt2.support.distributed import on_rank_0
 from gpt2.support.durable import MANIFEST, whole_folder
@@ -24,6 +25,8 @@ from gpt2.support.run_folder import RunFolder
 from gpt2.support.same_logits import compute_logits, fixed_rows, how_changed, same_logits
 from gpt2.support.splits import hub_name
 from gpt2.tokenizer import EncoderTokenizer, load_encoding
+from gpt2.weights.hugging_face import weight_files
+from gpt2.weights.lora_base import check_there, check_unchanged, sha256_of
 
 # name -> repository, pinned commit, licence
 RELEASED_ENCODERS = {
@@ -68,20 +71,24 @@ class FoundEncoder:
     """What `--model` names. `labels` are those of its classifier, None if it has none."""
 
     where: str  # in words
+    name: str  # that finds the same again: OWNER/NAME@COMMIT, or a folder
     folder: Path
     config: dict[str, Any]  # as transformers describes it
     labels: list[str] | None
     encoding: EncoderTokenizer
     is_checkpoint: bool  # of this project, and not in the Hugging Face layout
     learnt_from: list[str]  # with the licences
+    lora: LoRA | None = None  # of a checkpoint of --train lora
 
 
 def starting_encoder(settings: EncoderSettings, run: RunFolder) -> EncoderSettings:
     """The settings to build the encoder by: those given, or of a run to resume its own `last/`, so
-    that what `--model` named when it began need not be there any more."""
+    that what `--model` named when it began need not be there any more; but for adapters, which
+    stand on it. Raises UserError if these weights are gone, or have changed."""
     last = whole_folder(run.folder / "last")
     if run.resume and last.is_dir() and (run.folder / "before.json").is_file():
-        return dataclasses.replace(settings, model=str(last))
+        lora = _read_checkpoint(last).lora
+        return replace(settings, model=_find_base(lora).name if lora else str(last))
     return settings
 
 
@@ -95,20 +102,21 @@ def find_encoder(settings: EncoderSettings) -> FoundEncoder:
         if (folder / MANIFEST).is_file():
             return _read_checkpoint(folder)
         learnt_from = [f"weights in {folder.resolve().name}: see the card that came with them"]
-        return _read_layout(folder, str(folder), learnt_from)
+        return _read_layout(folder, str(folder), os.path.abspath(folder), learnt_from)
     if name in RELEASED_ENCODERS:
-        repository, revision, licence = RELEASED_ENCODERS[name]
+        repository, revision, _ = RELEASED_ENCODERS[name]
     elif hub := hub_name(name):
         repository, revision = hub["repository"], hub["revision"] or "main"
-        licence = "see its card"
     else:
         raise UserError(
             f"--model {name}: neither a folder nor an encoder of the hub "
             f"({', '.join(RELEASED_ENCODERS)}, OWNER/NAME)"
         )
     folder, commit = on_rank_0(lambda: _download(repository, revision))
-    where = f"{repository} at {commit[:8]}"
-    return _read_layout(folder, where, [f"weights of {repository}: {licence}"])
+    licences = {repository: licence for repository, _, licence in RELEASED_ENCODERS.values()}
+    learnt_from = [f"weights of {repository}: {licences.get(repository, 'see its card')}"]
+    where, name = f"{repository} at {commit[:8]}", f"{repository}@{commit}"
+    return _read_layout(folder, where, name, learnt_from)
 
 
 def _download(repository: str, revision: str) -> tuple[Path, str]:
@@ -131,7 +139,8 @@ def _read_checkpoint(folder: Path) -> FoundEncoder:
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config, settings = content.get("encoder"), content["settings"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        lora = LoRA(**content["lora"]) if content.get("lora") else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'}: not a checkpoint's ({error!r})") from None
     if config is None:
         raise UserError(
@@ -139,12 +148,12 @@ def _read_checkpoint(folder: Path) -> FoundEncoder:
         )
     where = f"{folder} ({content['task']})"
     return FoundEncoder(
-        where, folder, config, settings["labels"], load_encoding(folder), True,
-        settings["trained_on"],
+        where, os.path.abspath(folder), folder, config, settings["labels"], load_encoding(folder),
+        True, settings["trained_on"], lora,
     )  # fmt: skip
 
 
-def _read_layout(folder: Path, where: str, learnt_from: list[str]) -> FoundEncoder:
+def _read_layout(folder: Path, where: str, name: str, learnt_from: list[str]) -> FoundEncoder:
     """An encoder in the Hugging Face layout, read without any code that may lie beside it."""
     transformers = import_transformers()
     from transformers.models.auto import modeling_auto
@@ -187,8 +196,8 @@ def _read_layout(folder: Path, where: str, learnt_from: list[str]) -> FoundEncod
     has_classifier = architecture.endswith("ForSequenceClassification")
     names = [config.id2label[number] for number in sorted(config.id2label)]
     return FoundEncoder(
-        f"{where} ({architecture})", folder, config.to_dict(), names if has_classifier else None,
-        encoding, False, learnt_from,
+        f"{where} ({architecture})", name, folder, config.to_dict(),
+        names if has_classifier else None, encoding, False, learnt_from,
     )  # fmt: skip
 
 
@@ -200,14 +209,19 @@ def choose_encoder(settings: EncoderSettings) -> tuple[EncoderConfig, EncoderTok
 
 
 def build_encoder(
-    settings: EncoderSettings, labels: Sequence[str], train: str, seed: int
+    settings: EncoderSettings,
+    labels: Sequence[str],
+    train: str,
+    seed: int,
+    lora: LoRA | None = None,
 ) -> tuple[Encoder, str]:
     """The encoder that training starts from, on the CPU, frozen but for what `train` names; and
     where its weights come from, in words. It keeps its classifier if that has the same `labels`;
-    else it gets a new one, whose weights depend on `seed` alone.
+    else it gets a new one, whose weights depend on `seed` alone. "lora" gives it adapters that are
+    like `lora`; GPT-2's default names of layers mean all linear layers of an encoder's blocks.
 
     Raises UserError if the weights do not fit, if its logits change with the padding beside a text,
-    or if `train` names nothing that it has.
+    or if `train` or `lora` names nothing that it has.
     """
     found = find_encoder(settings)
     config = found.config | {
@@ -218,10 +232,7 @@ def build_encoder(
         config |= dict.fromkeys(_dropouts(config), settings.dropout)
     torch.manual_seed(seed)
     model = _encoder(found, config)
-    if found.is_checkpoint:
-        trained = load_checkpoint(found.folder, "classification")[0].network
-    else:
-        trained = _read_network(found, model)
+    trained = _trained_network(found, model)
     if found.labels == list(labels):
         model.network.load_state_dict(trained.state_dict())
         origin = f"trunk and head of {found.where}"
@@ -232,11 +243,41 @@ def build_encoder(
         )
         origin = f"trunk, new head ({why}), of {found.where}"
     _check_pads(found, model)
+    if train == "lora":
+        _put_adapters(model, found, lora or LoRA())
+        return model, origin
     try:
         choose_trainable(model, train)
     except ValueError as error:
         raise UserError(f"--train {error}") from None
     return model, origin
+
+
+def _put_adapters(model: Encoder, found: FoundEncoder, lora: LoRA) -> None:
+    """Put adapters on `model` that know whose weights they stand on."""
+    on = model.name_of_blocks if lora.on == LoRA.on else lora.on
+    sha256 = sha256_of(weight_files(found.folder))
+    try:
+        add_adapters(model, replace(lora, on=on, base=found.name, base_sha256=sha256))
+    except ValueError as error:
+        raise UserError(f"--lora-on {on}: {error}") from None
+
+
+def adapt_encoder(lora: LoRA, model: Encoder) -> Encoder:
+    """`model` with the trunk that adapters like `lora` stand on, and with such adapters; for
+    gpt2.checkpoint.load_checkpoint. Raises UserError if this trunk is gone or has changed."""
+    trunk = _trained_network(_find_base(lora), model).base_model
+    model.network.base_model.load_state_dict(trunk.state_dict())
+    add_adapters(model, lora)
+    return model
+
+
+def _find_base(lora: LoRA) -> FoundEncoder:
+    if not hub_name(lora.base):
+        check_there(lora)
+    found = find_encoder(EncoderSettings(lora.base))
+    check_unchanged(lora, sha256_of(weight_files(found.folder)))
+    return found
 
 
 def _encoder(found: FoundEncoder, config: dict[str, Any]) -> Encoder:
@@ -266,6 +307,13 @@ def _dropouts(config: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def _trained_network(found: FoundEncoder, model: Encoder) -> nn.Module:
+    """A network like that of `model` with the weights of `found`, those of adapters merged."""
+    if not found.is_checkpoint:
+        return _read_network(found, model)
+    return merge_encoder(load_checkpoint(found.folder, "classification", adapt_encoder)[0]).network
+
+
 def _read_network(found: FoundEncoder, model: Encoder) -> nn.Module:
     """The network in the folder, as the network of `model` is made; what is missing above its
     blocks is random. Of a pytorch_model.bin nothing but tensors is read. Raises UserError."""
@@ -293,5 +341,5 @@ def _read_network(found: FoundEncoder, model: Encoder) -> nn.Module:
 
 def encoder_learning_rate(train: str) -> float:
     """The peak rate where none is given: the field's usual values (Devlin et al. 2019, "BERT:
-    Pre-training of Deep Bidirectional Transformers", appendix A.3)."""
-    return 1e-3 if train == "head" else 5e-5
+    Pre-training of Deep Bidirectional Transformers", appendix A.3), of lora GPT-2's."""
+    return {"head": 1e-3, "lora": 2e-4}.get(train, 5e-5)

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gpt2.checkpoint import Recipe
-from gpt2.encoder import Encoder
+from gpt2.encoder import Encoder, merge_encoder
 from gpt2.generation import SamplingSettings
 from gpt2.model import GPT2
 from gpt2.support.durable import whole_folder
@@ -113,6 +113,7 @@ def export(run: Path, folder: Path, dtype: str = "float32", adapter: bool = Fals
         temporary.mkdir(parents=True)
         base = ""
         if isinstance(model, Encoder):
+            model = merge_encoder(model)
             _write_encoder(temporary, model, recipe, dtype)
         else:
             base = _write_gpt2(temporary, model, recipe, dtype, adapter)

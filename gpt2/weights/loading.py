@@ -3,18 +3,20 @@ what adapters stand on, found again and recognised by its checksum."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
 
 from gpt2.checkpoint import Recipe, load_checkpoint
+from gpt2.encoder import Encoder
 from gpt2.heads import Head
 from gpt2.lora import LoRA, add_adapters, merged_parameters
 from gpt2.model import GPT2, SIZES, GPT2Config
 from gpt2.support.errors import UserError
 from gpt2.tokenizer import MINI_FOLDER
+from gpt2.weights.encoders import adapt_encoder
 from gpt2.weights.hugging_face import RELEASED, download_released, load_pretrained, weight_files
+from gpt2.weights.lora_base import check_there, check_unchanged, sha256_of
 from gpt2.weights.model_folder import open_model_folder
 from gpt2.weights.peft_layout import WEIGHTS, merge_adapters, read_adapters
 
@@ -29,7 +31,9 @@ def load_model(path: str | Path, task: str) -> tuple[GPT2, Recipe]:
     return load_checkpoint(path, task, _adapt_base)
 
 
-def _adapt_base(lora: LoRA, model: GPT2) -> GPT2:
+def _adapt_base(lora: LoRA, model: GPT2 | Encoder) -> GPT2 | Encoder:
+    if isinstance(model, Encoder):
+        return adapt_encoder(lora, model)
     check_base(lora)
     adapted = pretrained(lora.base, model.config, model.head, take_head=False)
     add_adapters(adapted, lora)
@@ -38,18 +42,9 @@ def _adapt_base(lora: LoRA, model: GPT2) -> GPT2:
 
 def check_base(lora: LoRA) -> None:
     """Raises UserError if the weights that the adapters stand on are gone or are others now."""
-    if lora.base not in SIZES and not Path(lora.base).is_dir():
-        raise UserError(
-            f"{lora.base}: is gone, and a run of --train lora stands on the weights in it (SHA-256 "
-            f"{lora.base_sha256[:12]}...); put it back, or a link to where it is now: ln -s NEW "
-            f"{lora.base}"
-        )
-    found = weights_sha256(lora.base)
-    if found != lora.base_sha256:
-        raise UserError(
-            f"{lora.base}: holds other weights now (SHA-256 {found[:12]}...) than those that a run "
-            f"of --train lora stands on ({lora.base_sha256[:12]}...); put those back"
-        )
+    if lora.base not in SIZES:
+        check_there(lora)
+    check_unchanged(lora, weights_sha256(lora.base))
 
 
 def pretrained(model: str, config: GPT2Config, head: Head, take_head: bool) -> GPT2:
@@ -76,14 +71,8 @@ def pretrained(model: str, config: GPT2Config, head: Head, take_head: bool) -> G
 
 
 def weights_sha256(model: str) -> str:
-    """SHA-256 of the file with the weights of `model`, a built-in name or a folder; of several
-    files, one after the other."""
-    digest = hashlib.sha256()
-    for path in _files_of(model):
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    """SHA-256 of the files with the weights of `model`, a built-in name or a folder."""
+    return sha256_of(_files_of(model))
 
 
 def _files_of(model: str) -> list[Path]:
