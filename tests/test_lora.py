@@ -307,6 +307,8 @@ def test_a_base_that_moved_is_found_by_a_link(mini, call_script, tmp_path):
     refused(call_script("classification/predict.py", "second", "a film"), "is gone")
     os.symlink(tmp_path / "moved", tmp_path / "first")
     assert call_script("classification/predict.py", "second", "a film").returncode == 0
+    resumed = call_script(TRAIN, "--resume", "second", "--max-steps", 5)
+    assert resumed.returncode == 0, resumed.stderr
 
 
 def test_another_base_is_refused(mini, call_script, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +217,8 @@ def _put_adapters(model: GPT2, settings: ModelSettings, lora: LoRA) -> None:
     """Put adapters on `model` that know whose weights they stand on."""
     base = settings.model
     if base not in SIZES:
-        base = str(find_model_folder(settings).folder.resolve())
+        # not resolved: a link may be put where the folder was, and the run goes on
+        base = os.path.abspath(find_model_folder(settings).folder)
     lora = dataclasses.replace(lora, base=base, base_sha256=weights_sha256(base))
     try:
         add_adapters(model, lora)
