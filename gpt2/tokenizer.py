@@ -12,6 +12,7 @@ An encoder (gpt2/encoder.py) brings tokens of its own, an `EncoderTokenizer`.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -133,9 +134,7 @@ def save_encoding(encoding: Encoding, folder: Path) -> None:
     if isinstance(encoding, EncoderTokenizer):
         encoding.save(folder)
         return
-    ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks]
-    (folder / "vocabulary.tiktoken").write_text("".join(lines))
+    (folder / "vocabulary.tiktoken").write_text(_vocabulary(encoding))
     description = {
         "name": encoding.name,
         "pattern": encoding._pat_str,
@@ -144,6 +143,12 @@ def save_encoding(encoding: Encoding, folder: Path) -> None:
     (folder / "encoding.json").write_text(
         json.dumps(description, indent=2) + "\n", encoding="utf-8"
     )
+
+
+@functools.lru_cache(maxsize=1)  # a run saves the same one with each checkpoint
+def _vocabulary(encoding: tiktoken.Encoding) -> str:
+    ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
+    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks)
 
 
 def load_encoding(folder: Path) -> Encoding:

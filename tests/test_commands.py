@@ -10,7 +10,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -245,9 +244,7 @@ def parts_of(command):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CONTRIBUTING.md"])
-def test_every_command_runs(
-    page, here, tmp_path, hub, call_script, start_torchrun, in_this_process, monkeypatch
-):
+def test_every_command_runs(page, here, tmp_path, hub, call_script, in_this_process, monkeypatch):
     """In the page's order. `mini` and `gpt2` are tiny ones."""
     use_tiny_mini(tmp_path / "tiny mini", monkeypatch)
     download_released("gpt2")
@@ -266,8 +263,8 @@ def test_every_command_runs(
     ran = []  # commands that differ only in what is cut short here run once
     for command in commands:
         script, arguments, piped = parts_of(command)
-        if torch.__version__ < (2, 13):  # shards wrongly on CPUs and is refused
-            arguments = [word for word in arguments if word != "--shard"]
+        # tests/test_torchrun.py shards among new processes, which take long to start.
+        arguments = [word for word in arguments if word != "--shard"]
         if not (SHARED / "tiktoken").is_dir():  # the gpt2 encoding is a download
             arguments = ["mini" if word == "gpt2" else word for word in arguments]
         if script in ("baselines/label_curve.py", "baselines/sweep.py"):
@@ -286,19 +283,9 @@ def test_every_command_runs(
         if script == "app/page.py" and not find_spec("gradio"):
             continue
         ran.append((script, arguments, piped))
-        if "--shard" in arguments:
-            # In new processes, which know nothing of the tiny gpt2. They take long to start, so
-            # one process, this one, does the other commands of torchrun.
-            shape = shlex.split("--model scratch --n-layer 1 --n-head 1 --n-embd 8")
-            process = start_torchrun(2, script, *arguments, *shape, cwd=here)
-            out, said = process.communicate(timeout=240)
-            done = subprocess.CompletedProcess(arguments, process.returncode, out, said)
-        else:
-            text = (here / piped).read_bytes() if piped else b""
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
-            with hub_of(script, arguments, monkeypatch, encoder) as online:
-                done = call_script(
-                    script, *arguments, cwd=here, environment=tokens, offline=not online
-                )
+        text = (here / piped).read_bytes() if piped else b""
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        with hub_of(script, arguments, monkeypatch, encoder) as online:
+            done = call_script(script, *arguments, cwd=here, environment=tokens, offline=not online)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout
