@@ -25,7 +25,7 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
         instruction: str, text: str, before: bool, temperature: float, top_p: float, length: float,
         seed: float, *conversations: Conversation,
     ) -> Iterator[list[Any]]:  # fmt: skip
-        """The box emptied, and every conversation with one more turn that grows."""
+        """The box emptied once, Send off, and every conversation with one more turn that grows."""
         with said_to_visitor():
             limited(instruction, most_characters)
             if text.strip():
@@ -40,12 +40,13 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
             for talk in talks[: len(models)]:
                 asked = f"{instruction.strip()}\n\n{text.strip()}".strip()
                 talk += [_turn("user", asked), _turn("assistant", "")]
-            yield ["", *talks]
+            yield ["", gr.Button(interactive=False), *talks]
             try:
                 for pieces in itertools.zip_longest(*answers, fillvalue=""):
                     for talk, piece in zip(talks, pieces, strict=False):
                         talk[-1]["content"] += html.escape(piece)
-                    yield ["", *talks]
+                    # What is typed meanwhile stays.
+                    yield [gr.skip(), gr.skip(), *talks]
             finally:
                 for answer in answers:
                     answer.close()
@@ -96,7 +97,7 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
     with gr.Row():
         send = gr.Button("Send", variant="primary", elem_id="send", min_width=90)
         stop = gr.Button("Stop", elem_id="stop", min_width=90)
-        clear = gr.Button("Clear", min_width=90)
+        clear = gr.Button("Clear", elem_id="clear", min_width=90)
     before = gr.Checkbox(
         label="The model before fine-tuning beside it", elem_id="before", container=False
     )
@@ -126,18 +127,26 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
             )  # fmt: skip
 
     inputs = [instruction, text, before, temperature, top_p, length, seed, *talks]
-    said = [
-        event(converse, inputs, [instruction, *talks], api_visibility="private",
-              show_progress="hidden")
-        for event in (send.click, instruction.submit)
-    ]  # fmt: skip
-    stop.click(None, cancels=said)
-    clear.click(lambda: [[] for _ in talks], None, talks, cancels=said, api_visibility="private")
+    said = gr.on(
+        [send.click, instruction.submit], converse, inputs, [instruction, send, *talks],
+        api_visibility="private", show_progress="hidden",
+    )  # fmt: skip
+    # Also after an error. An answer that is stopped has no `then`.
+    said.then(_send_again, None, [send], api_visibility="private", show_progress="hidden")
+    stop.click(_send_again, None, [send], cancels=[said], api_visibility="private")
+    clear.click(
+        lambda: [_send_again(), *([] for _ in talks)], None, [send, *talks], cancels=[said],
+        api_visibility="private",
+    )  # fmt: skip
     before.change(
         lambda on: gr.Column(visible=on), [before], [beside], api_visibility="private",
         show_progress="hidden",
     )  # fmt: skip
     gr.api(respond, api_name="respond")
+
+
+def _send_again() -> gr.Button:
+    return gr.Button(interactive=True)
 
 
 def _talk(name: str) -> gr.Chatbot:
