@@ -184,6 +184,35 @@ def test_who_leaves_in_the_middle_of_an_answer_ends_it(page):
     assert "answer" in found
 
 
+def test_who_leaves_in_the_middle_of_a_table_ends_it(page, tmp_path, monkeypatch):
+    """Nobody waits for what nobody wants; and of many tables two are labelled at a time."""
+    done, predict = [], page.predict
+
+    def slow(model, recipe, texts, *rest):
+        done.append(1)
+        time.sleep(0.03)
+        return predict(model, recipe, texts, *rest)
+
+    monkeypatch.setattr("app.models.predict", slow)
+    pl.DataFrame({"text": ["long"] * 4 * 300}).write_csv(tmp_path / "long.csv")
+    streams = []
+    for _ in range(3):
+        event = send(page.url, "label_table", upload(page.url, tmp_path / "long.csv"), "text", "c")
+        streams.append(urllib.request.urlopen(f"{page.url}/gradio_api/call/label_table/{event}"))
+    while len(done) < 5:
+        streams[0].readline()
+    for stream in streams:
+        stream.close()
+    for _ in range(200):
+        count = len(done)
+        time.sleep(0.2)
+        if len(done) == count:
+            break
+    assert count < 200  # of 900
+    assert not list(page.folder.rglob("long-labelled*"))
+    assert ask(page.url, "classify", TEXT)
+
+
 @pytest.mark.parametrize(
     "name, data, part",
     [
