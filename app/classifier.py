@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import html
+import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,7 @@ def classifier_page(classifiers: list[Classifier], log: Log, most_characters: in
             out = _new_file_beside(Path(upload))
             classifier = _named(classifiers, name)
             for done, rows in label_table(classifier, Path(upload), column or "", out, log):
+                _keep_young(Path(upload), out)
                 yield gr.skip()
                 progress((done, rows), unit="rows", desc="labelling")
             yield str(out)
@@ -149,6 +152,13 @@ def label_table(
 def _new_file_beside(file: Path) -> Path:
     folder = tempfile.mkdtemp(dir=file.parent)
     return Path(folder) / f"{file.stem}-labelled{file.suffix}"
+
+
+def _keep_young(file: Path, out: Path) -> None:
+    """Old files are removed, but not those of a table that is being labelled."""
+    for one in (file, *out.parent.rglob("*")):
+        with suppress(OSError):  # gone in this moment
+            os.utime(one)
 
 
 def _named(classifiers: list[Classifier], name: str | None) -> Classifier:

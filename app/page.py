@@ -95,8 +95,11 @@ def main() -> None:
     )
     classifiers, assistants = load_models(arguments.runs, on, settings.batch_size)
     with tempfile.TemporaryDirectory(prefix="gpt2-page-") as folder:
-        # Ctrl-C and `kill` alike end the block, and what was uploaded goes with the folder.
+        # Ctrl-C, `kill` and a closed terminal alike end the block, and what was uploaded goes with
+        # the folder.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
         page = start_page(classifiers, assistants, settings, folder)
         who = "this machine alone; --host lets others in"
         if settings.host not in ("127.0.0.1", "localhost", "::1"):

@@ -3,6 +3,7 @@ same time; what it refuses, and what it keeps. In a browser: test_browser.py."""
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from instruction.formats import conversation_rows
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 from app.assistant import _next_answer, _turn
+from app.classifier import _keep_young
 
 # of its own use of pandas
 pytestmark = pytest.mark.filterwarnings("ignore:.*keyword is deprecated", "ignore:.*downcasting")
@@ -298,6 +300,19 @@ def test_old_tables_go(tmp_path):
     assert not (tmp_path / "a/old.csv").exists() and (tmp_path / "new.csv").exists()
 
 
+def test_a_table_that_is_being_labelled_is_not_old(tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("new.csv", "out/new-labelled.csv.new-1", "other.csv"):
+        (tmp_path / name).write_text("text\n")
+        os.utime(tmp_path / name, (0, 0))
+    _keep_young(tmp_path / "new.csv", tmp_path / "out/new-labelled.csv")
+    _keep_young(tmp_path / "gone.csv", tmp_path / "out/new-labelled.csv")
+    remove_old(str(tmp_path))
+    assert sorted(file.name for file in tmp_path.rglob("*.*")) == [
+        "new-labelled.csv.new-1", "new.csv",
+    ]  # fmt: skip
+
+
 def test_the_script(page, call_script, tmp_path, monkeypatch):
     """It says where the page is, who may see it and what is kept; and ends with its folder."""
     seen = []
@@ -309,11 +324,13 @@ def test_the_script(page, call_script, tmp_path, monkeypatch):
 
     monkeypatch.setattr("app.page.wait", wait)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    handled = set()
+    monkeypatch.setattr("signal.signal", lambda number, handler: handled.add(number))
     done = call_script("app/page.py", page.runs / "c")
     assert done.returncode == 0, done.stderr
     assert "http://127.0.0.1:" in done.stdout and "this machine alone" in done.stdout
     assert "not kept" in done.stdout and not seen[0].exists()
+    assert handled >= {signal.SIGTERM, signal.SIGHUP}
     taken = page.url.rsplit(":", 1)[1]
     refused(call_script("app/page.py", page.runs / "c", "--port", taken), f"--port {taken}")
     refused(call_script("app/page.py", tmp_path / "no"), "not a run folder")
