@@ -3,7 +3,9 @@ same time; what it refuses, and what it keeps. In a browser: test_browser.py."""
 
 import json
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,7 +24,7 @@ from conftest import REPOSITORY, refused
 from small_page import ask, models, page_of, send, stop_after, upload
 
 from app.models import Turns
-from app.page import PageSettings, remove_old
+from app.page import PageSettings, remove_old, start_page
 from app.safely import limited
 from classification.predictions import read_predictions
 from gpt2.support.errors import UserError
@@ -337,6 +339,24 @@ def test_the_script(page, call_script, tmp_path, monkeypatch):
     refused(call_script("app/page.py", page.runs / "c", "--log", "no/x.jsonl"), "no/x.jsonl")
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused(call_script("app/page.py", page.runs / "c"), "pip install -e '.[app]'")
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b", "192.0.2.1", "2001:db8::1", "::x"])
+def test_an_address_that_is_not_of_this_machine(page, host):
+    with pytest.raises(UserError, match=f"--host {re.escape(host)}: cannot be used"):
+        start_page(*page.models, PageSettings(host=host), str(page.folder))
+
+
+def test_an_address_of_ipv6(page):
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    blocks = start_page(*page.models, PageSettings(host="::1"), str(page.folder))
+    assert blocks.local_url.startswith("http://[::1]:")
+    assert ask(blocks.local_url.rstrip("/"), "classify", TEXT)
+    blocks.close(verbose=False)
 
 
 def test_limits():
