@@ -109,7 +109,8 @@ def main() -> None:
     if settings.html:
         title = f"{found.label}, {percent(found.probability)}"
         page = html_page(title, [(title, coloured(found))])
-        Path(settings.html).write_text(page, encoding="utf-8")
+        # What an argument holds that is no UTF-8 is shown as an escape.
+        Path(settings.html).write_text(page, encoding="utf-8", errors="backslashreplace")
         print(f"\nin colours: {settings.html}")
 
 
