@@ -58,6 +58,15 @@ def test_a_long_text_is_cut_into_runs_of_words_and_comes_together_again():
     assert without(pieces, separator, [0, 149]) == " ".join(pieces[1:149])
 
 
+@pytest.mark.parametrize("text", ["很好看", "とても良い", "ดีมาก", "很好看的电影" * 5])
+def test_words_without_spaces_are_cut_into_characters(text):
+    assert cut(text) == (list(text), "")
+
+
+def test_one_word_is_one_piece():
+    assert cut("good") == (["good"], " ") and cut("좋아요") == (["좋아요"], " ")
+
+
 def test_the_check_tells_scores_that_mean_something_from_those_that_do_not():
     random = np.random.default_rng(0)
     words = ["good", *(f"w{i}" for i in range(9))]
