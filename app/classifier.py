@@ -91,7 +91,7 @@ def classifier_page(classifiers: list[Classifier], log: Log, most_characters: in
     text.submit(show, *shown, api_visibility="private", show_progress="minimal")
     gr.api(classify, api_name="classify")
 
-    for heading, examples in _examples(classifiers[0]).items():
+    for heading, examples in _examples(classifiers[0], len(classifiers) > 1).items():
         if examples:
             texts, labels = zip(*examples, strict=True)
             gr.Examples(
@@ -234,8 +234,9 @@ def _bag(classifier: Classifier, text: str) -> str:
     )
 
 
-def _examples(classifier: Classifier) -> dict[str, list[tuple[str, str]]]:
+def _examples(classifier: Classifier, is_one_of_many: bool) -> dict[str, list[tuple[str, str]]]:
     """Short texts of the test split with how they are shown, by heading."""
+    whose = classifier.name if is_one_of_many else "the model"
     found: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
     try:
         kept = read_predictions(classifier.folder)
@@ -244,7 +245,7 @@ def _examples(classifier: Classifier) -> dict[str, list[tuple[str, str]]]:
     order = sorted(range(len(kept.texts)), key=lambda row: abs(len(kept.texts[row]) - 120))
     right = kept.right("after")
     for row in order:
-        heading = f"Test texts that the model gets {'right' if right[row] else 'wrong'}"
+        heading = f"Test texts that {whose} gets {'right' if right[row] else 'wrong'}"
         if len(found[heading]) < _EXAMPLES:
             label = kept.labels[kept.targets[row]]
             found[heading].append((kept.texts[row], f"{label}: {shorten(kept.texts[row], 70)}"))

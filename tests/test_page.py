@@ -32,7 +32,7 @@ from instruction.formats import conversation_rows
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 from app.assistant import _next_answer, _turn
-from app.classifier import _keep_young
+from app.classifier import _examples, _keep_young
 
 # of its own use of pandas
 pytestmark = pytest.mark.filterwarnings("ignore:.*keyword is deprecated", "ignore:.*downcasting")
@@ -373,6 +373,13 @@ def test_several_runs_and_one_of_neither_task(page, tmp_path):
     assert [one.name for one in found] == [str(page.runs / "c")] * 2
     with pytest.raises(UserError, match="neither a run nor a model"):
         models(tmp_path)
+
+
+def test_of_several_runs_it_is_said_whose_the_examples_are(page):
+    (classifier,), _ = page.models
+    for is_one_of_many, whose in ((True, "c"), (False, "the model")):
+        for heading in _examples(classifier, is_one_of_many):
+            assert heading.startswith(f"Test texts that {whose} gets ")
 
 
 def test_a_run_that_learnt_from_conversations_sees_what_was_said():
