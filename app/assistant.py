@@ -28,11 +28,10 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
         """The box emptied once, Send off, and every conversation with one more turn that grows."""
         with said_to_visitor():
             limited(instruction, most_characters)
-            if text.strip():
-                limited(text, most_characters)
+            limited(text, most_characters, may_be_empty=True)
             models = [*assistants, *(one.before() for one in assistants if before)]
             talks = [list(talk) for talk in conversations]
-            sampling = _sampling(temperature, top_p, length, most_tokens)
+            sampling = _sampling(temperature, top_p, length, seed, most_tokens)
             answers = [
                 _next_answer(model, talk, instruction.strip(), text.strip(), sampling, int(seed))
                 for model, talk in zip(models, talks, strict=False)
@@ -61,9 +60,8 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
         """The answer of each model to an instruction, longer each time."""
         with said_to_visitor():
             limited(instruction, most_characters)
-            if input.strip():
-                limited(input, most_characters)
-            sampling = _sampling(temperature, top_p, max_new_tokens, most_tokens)
+            limited(input, most_characters, may_be_empty=True)
+            sampling = _sampling(temperature, top_p, max_new_tokens, seed, most_tokens)
             found = [{"run": one.name, "answer": ""} for one in assistants]
             answers = [
                 one.answer(one.prompt(instruction.strip(), input.strip()), sampling, int(seed))
@@ -181,10 +179,17 @@ def _text(turn: dict[str, Any]) -> str:
     return html.unescape("".join(parts))
 
 
-def _sampling(temperature: float, top_p: float, length: float, most: int) -> SamplingSettings:
+def _sampling(
+    temperature: float, top_p: float, length: float, seed: float, most: int
+) -> SamplingSettings:
     """Raises UserError for what the sliders do not allow; the API has none."""
+    numbers = (temperature, top_p, length, seed)
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise UserError("temperature, top-p, the length and the seed must be numbers")
     if not (0 <= temperature <= 2 and 0 < top_p <= 1 and 1 <= length <= most):
         raise UserError(
             f"temperature must be 0 to 2, top-p above 0 and at most 1, the length 1 to {most}"
         )
+    if not 0 <= seed < 2**32:
+        raise UserError("the seed must be 0 to 4,294,967,295")
     return SamplingSettings(int(length), float(temperature), top_p=float(top_p))

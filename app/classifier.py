@@ -75,7 +75,7 @@ def classifier_page(classifiers: list[Classifier], log: Log, most_characters: in
                 raise UserError("the table has been removed meanwhile; choose it once more")
             out = _new_file_beside(Path(upload))
             classifier = _named(classifiers, name)
-            for done, rows in label_table(classifier, Path(upload), column or "", out, log):
+            for done, rows in label_table(classifier, Path(upload), str(column or ""), out, log):
                 _keep_young(Path(upload), out)
                 yield gr.skip()
                 progress((done, rows), unit="rows", desc="labelling")

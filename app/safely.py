@@ -29,9 +29,11 @@ def said_to_visitor(table: str | None = None) -> Iterator[None]:
         raise gr.Error("out of memory; a shorter text needs less", print_exception=False) from None
 
 
-def limited(text: str, most_characters: int) -> str:
-    """`text`, if it has something in it and is not too long. Raises UserError."""
-    if not text.strip():
+def limited(text: str, most_characters: int, may_be_empty: bool = False) -> str:
+    """`text`, if it is one, has something in it, and is not too long. Raises UserError."""
+    if not isinstance(text, str):
+        raise UserError("the text must be a string")  # a program has called
+    if not text.strip() and not may_be_empty:
         raise UserError("the text is empty")
     if len(text) > most_characters:
         raise UserError(f"the text has {len(text):,} characters; {most_characters:,} are allowed")
