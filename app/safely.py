@@ -16,13 +16,14 @@ from gpt2.support.errors import UserError
 @contextmanager
 def said_to_visitor(table: str | None = None) -> Iterator[None]:
     """What a visitor did wrong is shown on the page, and nowhere else; of the path of his `table`,
-    the name alone. Gradio takes the message for HTML, so what the visitor wrote must not be any."""
+    the name alone. Gradio takes the message for HTML, so what the visitor wrote must not be any;
+    quotes may stay, for programs get the same message."""
     try:
         yield
     except UserError as error:
         folder = f"{Path(table).parent}/" if table else "\n"  # "\n" is in no message
         message = str(error).replace(folder, "")
-        raise gr.Error(html.escape(message), print_exception=False) from None
+        raise gr.Error(html.escape(message, quote=False), print_exception=False) from None
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -246,7 +246,7 @@ def test_bad_input_is_answered_and_the_page_goes_on(page, name, data, part, capf
 def test_bad_tables_are_answered(page, tmp_path):
     files = {
         "no.csv": (b"", "no.csv"),
-        "other.csv": (b"body\nfine\n", "no column &#x27;text&#x27;"),
+        "other.csv": (b"body\nfine\n", "no column 'text'"),
         "broken.parquet": (b"PAR1", "not a readable Parquet file"),
         "not.csv": (b"text\n\xff\xfe\n", "not UTF-8"),
         "markup.csv": (b"<img src=x>\nfine\n", "&lt;img src=x&gt;"),  # the page shows HTML
