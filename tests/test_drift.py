@@ -119,5 +119,8 @@ def test_the_script(call_script, tmp_path):
     assert found["requests"] == 40 and found["lengths"]["different"] is True
     refused(call_script(DRIFT, "run", "no.jsonl"), "no.jsonl")
     refused(call_script(DRIFT, "no", "requests.jsonl"), "no: not a run folder")
+    done = call_script(DRIFT, "run/best", "requests.jsonl")
+    refused(done, "run/best: does not say which data it was trained on", "name its run")
+    assert "Error" not in done.stderr
     (tmp_path / "stories.csv").unlink()
     refused(call_script(DRIFT, "run", "requests.jsonl"), "stories.csv")
