@@ -98,7 +98,8 @@ def main() -> None:
         # Ctrl-C, `kill` and a closed terminal alike end the block, and what was uploaded goes with
         # the folder.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if hasattr(signal, "SIGHUP"):  # not on Windows
+        # Windows has no SIGHUP, and under nohup it is ignored.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, signal.default_int_handler)
         page = start_page(classifiers, assistants, settings, folder)
         who = "this machine alone; --host lets others in"

@@ -332,12 +332,17 @@ def test_the_script(page, call_script, tmp_path, monkeypatch):
     monkeypatch.setattr("app.page.wait", wait)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     handled = set()
+    monkeypatch.setattr("signal.getsignal", lambda number: signal.SIG_DFL)
     monkeypatch.setattr("signal.signal", lambda number, handler: handled.add(number))
     done = call_script("app/page.py", page.runs / "c")
     assert done.returncode == 0, done.stderr
     assert "http://127.0.0.1:" in done.stdout and "this machine alone" in done.stdout
     assert "not kept" in done.stdout and not seen[0].exists()
     assert handled >= {signal.SIGTERM, signal.SIGHUP}
+    handled.clear()
+    monkeypatch.setattr("signal.getsignal", lambda number: signal.SIG_IGN)  # as under nohup
+    assert call_script("app/page.py", page.runs / "c").returncode == 0
+    assert signal.SIGTERM in handled and signal.SIGHUP not in handled
     taken = page.url.rsplit(":", 1)[1]
     refused(call_script("app/page.py", page.runs / "c", "--port", taken), f"--port {taken}")
     refused(call_script("app/page.py", tmp_path / "no"), "not a run folder")
