@@ -25,14 +25,13 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
         instruction: str, text: str, before: bool, temperature: float, top_p: float, length: float,
         seed: float, *conversations: Conversation,
     ) -> Iterator[list[Any]]:  # fmt: skip
-        """The box emptied, and every conversation with one more turn that grows."""
+        """The box emptied once, Send off, and every conversation with one more turn that grows."""
         with said_to_visitor():
             limited(instruction, most_characters)
-            if text.strip():
-                limited(text, most_characters)
+            limited(text, most_characters, may_be_empty=True)
             models = [*assistants, *(one.before() for one in assistants if before)]
             talks = [list(talk) for talk in conversations]
-            sampling = _sampling(temperature, top_p, length, most_tokens)
+            sampling = _sampling(temperature, top_p, length, seed, most_tokens)
             answers = [
                 _next_answer(model, talk, instruction.strip(), text.strip(), sampling, int(seed))
                 for model, talk in zip(models, talks, strict=False)
@@ -40,12 +39,13 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
             for talk in talks[: len(models)]:
                 asked = f"{instruction.strip()}\n\n{text.strip()}".strip()
                 talk += [_turn("user", asked), _turn("assistant", "")]
-            yield ["", *talks]
+            yield ["", gr.Button(interactive=False), *talks]
             try:
                 for pieces in itertools.zip_longest(*answers, fillvalue=""):
                     for talk, piece in zip(talks, pieces, strict=False):
                         talk[-1]["content"] += html.escape(piece)
-                    yield ["", *talks]
+                    # What is typed meanwhile stays.
+                    yield [gr.skip(), gr.skip(), *talks]
             finally:
                 for answer in answers:
                     answer.close()
@@ -60,9 +60,8 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
         """The answer of each model to an instruction, longer each time."""
         with said_to_visitor():
             limited(instruction, most_characters)
-            if input.strip():
-                limited(input, most_characters)
-            sampling = _sampling(temperature, top_p, max_new_tokens, most_tokens)
+            limited(input, most_characters, may_be_empty=True)
+            sampling = _sampling(temperature, top_p, max_new_tokens, seed, most_tokens)
             found = [{"run": one.name, "answer": ""} for one in assistants]
             answers = [
                 one.answer(one.prompt(instruction.strip(), input.strip()), sampling, int(seed))
@@ -96,7 +95,7 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
     with gr.Row():
         send = gr.Button("Send", variant="primary", elem_id="send", min_width=90)
         stop = gr.Button("Stop", elem_id="stop", min_width=90)
-        clear = gr.Button("Clear", min_width=90)
+        clear = gr.Button("Clear", elem_id="clear", min_width=90)
     before = gr.Checkbox(
         label="The model before fine-tuning beside it", elem_id="before", container=False
     )
@@ -126,18 +125,26 @@ def assistant_page(assistants: list[Assistant], log: Log, most_characters: int) 
             )  # fmt: skip
 
     inputs = [instruction, text, before, temperature, top_p, length, seed, *talks]
-    said = [
-        event(converse, inputs, [instruction, *talks], api_visibility="private",
-              show_progress="hidden")
-        for event in (send.click, instruction.submit)
-    ]  # fmt: skip
-    stop.click(None, cancels=said)
-    clear.click(lambda: [[] for _ in talks], None, talks, cancels=said, api_visibility="private")
+    said = gr.on(
+        [send.click, instruction.submit], converse, inputs, [instruction, send, *talks],
+        api_visibility="private", show_progress="hidden",
+    )  # fmt: skip
+    # Also after an error. An answer that is stopped has no `then`.
+    said.then(_send_again, None, [send], api_visibility="private", show_progress="hidden")
+    stop.click(_send_again, None, [send], cancels=[said], api_visibility="private")
+    clear.click(
+        lambda: [_send_again(), *([] for _ in talks)], None, [send, *talks], cancels=[said],
+        api_visibility="private",
+    )  # fmt: skip
     before.change(
         lambda on: gr.Column(visible=on), [before], [beside], api_visibility="private",
         show_progress="hidden",
     )  # fmt: skip
     gr.api(respond, api_name="respond")
+
+
+def _send_again() -> gr.Button:
+    return gr.Button(interactive=True)
 
 
 def _talk(name: str) -> gr.Chatbot:
@@ -172,10 +179,17 @@ def _text(turn: dict[str, Any]) -> str:
     return html.unescape("".join(parts))
 
 
-def _sampling(temperature: float, top_p: float, length: float, most: int) -> SamplingSettings:
+def _sampling(
+    temperature: float, top_p: float, length: float, seed: float, most: int
+) -> SamplingSettings:
     """Raises UserError for what the sliders do not allow; the API has none."""
+    numbers = (temperature, top_p, length, seed)
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise UserError("temperature, top-p, the length and the seed must be numbers")
     if not (0 <= temperature <= 2 and 0 < top_p <= 1 and 1 <= length <= most):
         raise UserError(
             f"temperature must be 0 to 2, top-p above 0 and at most 1, the length 1 to {most}"
         )
+    if not 0 <= seed < 2**32:
+        raise UserError("the seed must be 0 to 4,294,967,295")
     return SamplingSettings(int(length), float(temperature), top_p=float(top_p))

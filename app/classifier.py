@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import html
+import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +63,23 @@ def classifier_page(classifiers: list[Classifier], log: Log, most_characters: in
             usual = _named(classifiers, name).recipe.settings["text_column"]
             return gr.Dropdown(choices=names, value=usual if usual in names else names[0])
 
-    def label(upload: str | None, column: str | None, name: str, progress=gr.Progress()) -> str:  # noqa: B008
+    def label(
+        upload: str | None, column: str | None, name: str, progress=gr.Progress()  # noqa: B008
+    ) -> Iterator[Any]:  # fmt: skip
+        """The labelled table; before it nothing, after each batch, so that Gradio can end the work
+        there when the visitor has gone."""
         with said_to_visitor(upload):
             if upload is None:
                 raise UserError("first choose a file")
             if not Path(upload).is_file():
                 raise UserError("the table has been removed meanwhile; choose it once more")
+            out = _new_file_beside(Path(upload))
             classifier = _named(classifiers, name)
-            return label_table(classifier, Path(upload), column or "", progress, log)
+            for done, rows in label_table(classifier, Path(upload), str(column or ""), out, log):
+                _keep_young(Path(upload), out)
+                yield gr.skip()
+                progress((done, rows), unit="rows", desc="labelling")
+            yield str(out)
 
     text = gr.Textbox(
         "", label="Text", lines=4, max_lines=12, max_length=most_characters, elem_id="text"
@@ -80,7 +91,7 @@ def classifier_page(classifiers: list[Classifier], log: Log, most_characters: in
     text.submit(show, *shown, api_visibility="private", show_progress="minimal")
     gr.api(classify, api_name="classify")
 
-    for heading, examples in _examples(classifiers[0]).items():
+    for heading, examples in _examples(classifiers[0], len(classifiers) > 1).items():
         if examples:
             texts, labels = zip(*examples, strict=True)
             gr.Examples(
@@ -106,17 +117,20 @@ def classifier_page(classifiers: list[Classifier], log: Log, most_characters: in
             label="Labelled table", interactive=False, elem_id="labelled", height=100
         )
     upload.change(columns_of, [upload, model], [column], api_visibility="private")
-    start.click(label, [upload, column, model], [labelled], api_name="label_table")
+    start.click(
+        label, [upload, column, model], [labelled], api_name="label_table",
+        concurrency_limit=2,  # the other requests that are worked on at once are for texts
+    )  # fmt: skip
 
 
 def label_table(
-    classifier: Classifier, file: Path, column: str, progress: gr.Progress, log: Log
-) -> str:
-    """Label the table `file` as predict.py does; returns the path of the labelled one, of the same
-    kind. Raises UserError for what is no table, has no such column, or holds no text there."""
+    classifier: Classifier, file: Path, column: str, out: Path, log: Log
+) -> Iterator[tuple[int, int | None]]:
+    """Label the table `file` as predict.py does, into `out`, which appears at the end. Yields after
+    each batch how many of how many rows are done. Raises UserError for what is no table, has no
+    such column, or holds no text there."""
     table = open_table(file)
     require_columns(table, [column], "the column with the text")
-    out = Path(tempfile.mkdtemp(dir=file.parent)) / f"{file.stem}-labelled{file.suffix}"
     names = new_names(table, ["label", "probability"])
     kinds = {"label": pl.String(), "probability": pl.Float64()}
     schema = table.schema | {names[name]: kind for name, kind in kinds.items()}
@@ -124,17 +138,27 @@ def label_table(
     with writing_table(out, schema) as write:
         for part in table.parts():
             texts = texts_of(table, part, column, done + 1)
-
-            def tell(count: int, _: int, before: int = done) -> None:
-                progress((before + count, table.rows), unit="rows", desc="labelling")
-
-            answers = classifier.classify(texts, tell)
+            answers: list[Answer] = [None] * len(texts)
+            for batch in classifier.batches(texts):
+                for place, answer in batch:
+                    answers[place] = answer
+                    _keep(classifier, texts[place], answer, log)
+                done += len(batch)
+                yield done, table.rows
             new = new_columns(answers, names, threshold)
             write(add_columns(part, {names[name]: values for name, values in new.items()}))
-            for text, answer in zip(texts, answers, strict=True):
-                _keep(classifier, text, answer, log)
-            done += len(part)
-    return str(out)
+
+
+def _new_file_beside(file: Path) -> Path:
+    folder = tempfile.mkdtemp(dir=file.parent)
+    return Path(folder) / f"{file.stem}-labelled{file.suffix}"
+
+
+def _keep_young(file: Path, out: Path) -> None:
+    """Old files are removed, but not those of a table that is being labelled."""
+    for one in (file, *out.parent.rglob("*")):
+        with suppress(OSError):  # gone in this moment
+            os.utime(one)
 
 
 def _named(classifiers: list[Classifier], name: str | None) -> Classifier:
@@ -210,8 +234,9 @@ def _bag(classifier: Classifier, text: str) -> str:
     )
 
 
-def _examples(classifier: Classifier) -> dict[str, list[tuple[str, str]]]:
+def _examples(classifier: Classifier, is_one_of_many: bool) -> dict[str, list[tuple[str, str]]]:
     """Short texts of the test split with how they are shown, by heading."""
+    whose = classifier.name if is_one_of_many else "the model"
     found: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
     try:
         kept = read_predictions(classifier.folder)
@@ -220,7 +245,7 @@ def _examples(classifier: Classifier) -> dict[str, list[tuple[str, str]]]:
     order = sorted(range(len(kept.texts)), key=lambda row: abs(len(kept.texts[row]) - 120))
     right = kept.right("after")
     for row in order:
-        heading = f"Test texts that the model gets {'right' if right[row] else 'wrong'}"
+        heading = f"Test texts that {whose} gets {'right' if right[row] else 'wrong'}"
         if len(found[heading]) < _EXAMPLES:
             label = kept.labels[kept.targets[row]]
             found[heading].append((kept.texts[row], f"{label}: {shorten(kept.texts[row], 70)}"))

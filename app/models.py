@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,13 +100,15 @@ class Classifier:
     def labels(self) -> list[str]:
         return self.recipe.settings["labels"]
 
-    def classify(
-        self, texts: list[str], progress: Callable[[int, int], None] | None = None
-    ) -> list[Answer]:
-        """The answers of predict.py, batch by batch, each in its turn; `progress` is told how many
-        of how many texts are done."""
+    def classify(self, texts: list[str]) -> list[Answer]:
+        """The answers of predict.py, batch by batch, each in its turn."""
+        found = {place: answer for batch in self.batches(texts) for place, answer in batch}
+        return [found[place] for place in range(len(texts))]
+
+    def batches(self, texts: list[str]) -> Iterator[list[tuple[int, Answer]]]:
+        """The same as it comes, the shortest texts first: with each answer the place of its text.
+        Between two batches the work can be ended."""
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # less padding
-        answers: list[Answer] = [None] * len(texts)
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
             batch = [texts[place] for place in places]
@@ -114,11 +116,7 @@ class Classifier:
                 found = list(
                     predict(self.model, self.recipe, batch, self.batch_size, self.precision)
                 )
-            for place, (_, answer) in zip(places, found, strict=True):
-                answers[place] = answer
-            if progress:
-                progress(start + len(places), len(texts))
-        return answers
+            yield [(place, answer) for place, (_, answer) in zip(places, found, strict=True)]
 
     def bag(self) -> BagOfWords | None:
         """The bag of words of the run, fitted once more to its training rows when it is first asked

@@ -95,8 +95,12 @@ def main() -> None:
     )
     classifiers, assistants = load_models(arguments.runs, on, settings.batch_size)
     with tempfile.TemporaryDirectory(prefix="gpt2-page-") as folder:
-        # Ctrl-C and `kill` alike end the block, and what was uploaded goes with the folder.
+        # Ctrl-C, `kill` and a closed terminal alike end the block, and what was uploaded goes with
+        # the folder.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Windows has no SIGHUP, and under nohup it is ignored.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
         page = start_page(classifiers, assistants, settings, folder)
         who = "this machine alone; --host lets others in"
         if settings.host not in ("127.0.0.1", "localhost", "::1"):
@@ -131,8 +135,8 @@ def start_page(
     folder: str,
 ) -> Any:
     """Serve the page from threads of its own; returns the gr.Blocks. Uploads and labelled tables
-    lie in `folder`. Raises UserError if gradio is not installed or the port is
-    taken."""
+    lie in `folder`. Raises UserError if gradio is not installed or the address
+    cannot be used."""
     os.environ["GRADIO_TEMP_DIR"] = folder
     try:
         import gradio as gr
@@ -153,11 +157,12 @@ def start_page(
                 with gr.Tab("Converse"):
                     assistant_page(assistants, log, settings.max_characters)
     page.queue(max_size=settings.waiting, default_concurrency_limit=_AT_ONCE, api_open=False)
-    if settings.port:
-        _check_free(settings.host, settings.port)
+    _check_address(settings.host, settings.port)
     system = ["system-ui", "sans-serif"]  # Gradio's own fonts come from Google
     page.launch(
-        server_name=settings.host, server_port=settings.port or None, share=False,
+        # in brackets, as in an address of the web
+        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
+        server_port=settings.port or None, share=False,
         prevent_thread_lock=True, quiet=True, show_error=True, run_history=False, ssr_mode=False,
         footer_links=["api"], max_file_size=f"{settings.max_file_mb}mb", css=_STYLE,
         theme=gr.themes.Default(primary_hue="blue", font=system, font_mono=["monospace"]),
@@ -176,15 +181,18 @@ def _about(
     return f"<h2>{html.escape(names)}</h2><p>{kept}{alone}</p>"
 
 
-def _check_free(host: str, port: int) -> None:
-    with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"--host {host} --port {port}: cannot be used ({error.strerror}); name another"
-            ) from None
+def _check_address(host: str, port: int) -> None:
+    """Raises UserError unless the page can be at `host` and `port`; 0 is any free one."""
+    named = f"--host {host} --port {port}" if port else f"--host {host}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(address)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a machine, such as "a..b"
+        reason = getattr(error, "strerror", None) or "no such name"
+        raise UserError(f"{named}: cannot be used ({reason}); name another") from None
 
 
 if __name__ == "__main__":

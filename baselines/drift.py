@@ -7,7 +7,8 @@ A deployed classifier goes wrong silently: nobody tells it the right labels, but
 be compared with what it learnt from. Four things are: the lengths of the texts (with the training
 split), and the share of words that no training text had, the predicted labels and how sure the
 model is (with the test split, which it has not learnt from either). `requests` is whatever
-predict.py reads as a table, such as what app/page.py keeps with --log.
+predict.py reads as a table, such as what app/page.py keeps with --log; there the rows of this run
+count, and those of others that the page had are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if __name__ == "__main__":  # the code that lies here runs, whatever else is ins
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
 
 import argparse
+import collections
 import json
 import re
 from collections.abc import Sequence
@@ -42,7 +44,7 @@ from gpt2.support.intervals import holm
 from gpt2.support.results_folder import read_settings
 from gpt2.support.script import run_script
 from gpt2.support.streaming import open_table, require_columns, texts_of
-from gpt2.support.tables import percent
+from gpt2.support.tables import percent, shorten
 from gpt2.weights.loading import load_model
 
 _ALPHA = 0.05
@@ -57,6 +59,10 @@ class DriftSettings:
     text_column: str = flag(
         "", "column of the requests with the text; left out, `text` or the run's"
     )
+    run_name: str = flag(
+        "", "where the requests have a column `run`: which of its values counts; left out, the "
+        "name of RUN's folder",
+    )  # fmt: skip
     json: bool = flag(False, "print the figures as JSON")
     batch_size: int = flag(32, "texts at once; less if memory runs out", at_least=1)
 
@@ -85,8 +91,11 @@ def main() -> None:
     )
     device = choose_device(on.device)
     model, recipe = load_model(arguments.run, "classification")
-    texts = read_requests(arguments.requests, settings.text_column, recipe.settings["text_column"])
     data = read_settings(arguments.run, DataSettings)
+    run_names = [settings.run_name] if settings.run_name else names_of(arguments.run)
+    texts = read_requests(
+        arguments.requests, settings.text_column, recipe.settings["text_column"], run_names
+    )
     splits = load_splits(data, data.split_seed)
     tested = read_predictions(arguments.run)
     log_probabilities = tested.log_probabilities["after"]
@@ -117,21 +126,50 @@ def main() -> None:
         print(describe(findings, corrected, len(texts)))
 
 
-def read_requests(file: Path, text_column: str, usual: str) -> list[str]:
-    """The texts of the table, but for those without content. Raises UserError if there are none, or
-    no such column."""
+def names_of(run: Path) -> list[str]:
+    """What app/page.py writes into its log for the run: the name of its folder or, beside another
+    run of that name, its path."""
+    return [run.resolve().name, str(run)]
+
+
+def read_requests(
+    file: Path, text_column: str, usual: str, run_names: Sequence[str] = ()
+) -> list[str]:
+    """The texts of the table, but for those without content and, where there is a column `run`,
+    those of which it names none of `run_names`; how many are left out is said on standard error.
+    Raises UserError if none remain, or if there is no such column."""
     table = open_table(file)
     column = text_column or next((name for name in ("text", usual) if name in table.schema), usual)
     whose = "--text-column" if text_column else "the run's; give another with --text-column"
     require_columns(table, [column], whose)
+    of_several_runs = bool(run_names) and "run" in table.schema
     texts: list[str] = []
-    row = 1
+    others: collections.Counter[str] = collections.Counter()
+    row, empty = 1, 0
     for part in table.parts():
-        texts += texts_of(table, part, column, row)
+        found = texts_of(table, part, column, row)
+        runs = texts_of(table, part, "run", row) if of_several_runs else [""] * len(found)
+        for text, run in zip(found, runs, strict=True):
+            if of_several_runs and run not in run_names:
+                others[run or "none"] += 1
+            elif text.strip():
+                texts.append(text)
+            else:
+                empty += 1
         row += len(part)
-    texts = [text for text in texts if text.strip()]
+    runs_left_out = shorten(", ".join(others), 200)
+    if others and not texts:
+        raise UserError(
+            f"{file}: no text is of the run '{run_names[0]}'; the column 'run' has: "
+            f"{runs_left_out}; name one with --run-name"
+        )
     if not texts:
         raise UserError(f"{file}: no row has a text in the column '{column}'")
+    if others:
+        count = sum(others.values())
+        print(f"{file}: {count:,} rows of other runs left out ({runs_left_out})", file=sys.stderr)
+    if empty:
+        print(f"{file}: {empty:,} rows without a text left out", file=sys.stderr)
     return texts
 
 

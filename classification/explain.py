@@ -23,6 +23,7 @@ if __name__ == "__main__":  # the code that lies here runs, whatever else is ins
 import argparse
 import html
 import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ from gpt2.weights.loading import load_model
 Classify = Callable[[list[str]], list[Answer]]
 
 _MOST_PIECES = 200  # each costs a prediction
+# Thai, Lao, Burmese, Khmer, Japanese, Chinese
+_WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
 _SHARE = 0.2  # of its words that a text loses in the check
 _DRAWS = 3  # of random words, for each text of the check
 
@@ -109,7 +115,8 @@ def main() -> None:
     if settings.html:
         title = f"{found.label}, {percent(found.probability)}"
         page = html_page(title, [(title, coloured(found))])
-        Path(settings.html).write_text(page, encoding="utf-8")
+        # What an argument holds that is no UTF-8 is shown as an escape.
+        Path(settings.html).write_text(page, encoding="utf-8", errors="backslashreplace")
         print(f"\nin colours: {settings.html}")
 
 
@@ -151,11 +158,12 @@ def cut(text: str) -> tuple[list[str], str]:
     """The pieces of `text` and what stands between them: words or, where there are no spaces
     between these, characters; at most 200, so that in a long text neighbours share one.
 
-    >>> cut("A fine film"), cut("很好看的电影很好看的电影很好看的电影")[0][:2]
-    ((['A', 'fine', 'film'], ' '), ['很', '好'])
+    >>> cut("A fine film"), cut("很好看")
+    ((['A', 'fine', 'film'], ' '), (['很', '好', '看'], ''))
     """
     pieces, separator = text.split(), " "
-    if len(text) > 16 * max(1, len(pieces)):
+    one_of_many_words = len(pieces) == 1 and _WITHOUT_SPACES.search(text)
+    if one_of_many_words or len(text) > 16 * max(1, len(pieces)):
         pieces, separator = list(text), ""
     size = math.ceil(len(pieces) / _MOST_PIECES) or 1
     starts = range(0, len(pieces), size)

@@ -185,3 +185,37 @@ def test_an_answer_is_stopped(visit, page, how):
         assert visitor.locator(".talk .bot.message").inner_text() == said
     (found,) = ask(page.url, "respond", "Hello.", "", 0.0, 1.0, 2, 1)  # the page goes on
     assert "answer" in found
+
+
+def test_what_is_typed_during_an_answer_stays(visit, page):
+    """And Send, which would be ignored, is off until the answer ends, is stopped or cleared, or
+    fails."""
+    _, (assistant,) = page.models
+    visitor = visit("Converse")
+    box, send = visitor.locator("#instruction textarea"), visitor.locator("#send")
+    with stop_after(assistant, seconds_a_token=0.05) as tokens:
+        for end in ("#stop", "#clear"):
+            box.fill("Go on.")
+            send.click()
+            playwright.expect(box).to_have_value("")
+            playwright.expect(send).to_be_disabled()
+            box.fill("And then?")
+            before = len(tokens)
+            while len(tokens) < before + 8:
+                visitor.wait_for_timeout(50)
+            box.press("Shift+Enter")
+            playwright.expect(box).to_have_value("And then?")
+            playwright.expect(visitor.locator(".talk .user.message")).to_have_count(1)
+            visitor.click(end)
+            playwright.expect(send).to_be_enabled()
+            visitor.click("#clear")
+            playwright.expect(visitor.locator(".talk .user.message")).to_have_count(0)
+    few_tokens(visitor)
+    for asked in ("Go on.", "go " * 600):  # the second leaves no room for an answer
+        box.fill(asked)
+        send.click()
+        if asked == "Go on.":
+            playwright.expect(box).to_have_value("")
+        else:
+            playwright.expect(visitor.get_by_text("no room for an answer")).to_be_visible()
+        playwright.expect(send).to_be_enabled()

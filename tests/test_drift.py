@@ -1,6 +1,7 @@
 """drift.py: what comes in, compared with what the model learnt from."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ from baselines.drift import (
     compare_words,
     describe,
     differs,
+    names_of,
     read_requests,
 )
 from gpt2.support.errors import UserError
@@ -76,6 +78,26 @@ def test_requests_are_read_as_predict_reads_a_table(tmp_path):
             read_requests(tmp_path / name, "", "story")
 
 
+def test_the_rows_of_other_runs_are_left_out(tmp_path, capsys):
+    """A page with several models logs each text once for each of them."""
+    rows = [
+        {"run": "one", "text": "a film"}, {"run": "two", "text": "a film"},
+        {"run": "chat", "instruction": "Go on.", "output": ""}, {"run": "runs/one", "text": "b"},
+        {"run": "one", "text": ""}, {"text": "c"},
+    ]  # fmt: skip
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_requests(log, "", "text", names_of(Path("runs/one"))) == ["a film", "b"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith("log.jsonl: 3 rows of other runs left out (two, chat, none)")
+    assert said[1].endswith("log.jsonl: 1 rows without a text left out")
+    assert read_requests(log, "", "text", ["two"]) == ["a film"]
+    with pytest.raises(UserError, match=r"'three'; the column 'run' has: one, two.*--run-name"):
+        read_requests(log, "", "text", ["three"])
+    (tmp_path / "new.csv").write_text("story\none\n")
+    assert read_requests(tmp_path / "new.csv", "", "story", ["one"]) == ["one"]
+
+
 def test_the_script(call_script, tmp_path):
     rows = [{"text": f"It was {('sad', 'funny')[i % 2]}, said number {i}.",
              "label": ("sad", "funny")[i % 2]} for i in range(60)]  # fmt: skip
@@ -85,9 +107,11 @@ def test_the_script(call_script, tmp_path):
         1, "--n-head", 2, "--n-embd", 16, "--max-steps", 1, "--max-length", 16, "--out", "run",
     )  # fmt: skip
     foreign = [{"text": f"Ganz andere Worte, und viel mehr davon {i} " * 4} for i in range(40)]
+    foreign = [row | {"run": run} for row in foreign for run in ("run", "other")]
     pl.DataFrame(foreign).write_ndjson(tmp_path / "requests.jsonl")
     done = call_script(DRIFT, "run", "requests.jsonl")
     assert done.returncode == 0, done.stderr
+    assert "40 rows of other runs left out (other)" in done.stderr
     first, lengths, words, labels, confidence = done.stdout.splitlines()
     assert first == "40 requests" and "DIFFERENT" in lengths and "DIFFERENT" in words
     assert labels.startswith("- labels:") and confidence.startswith("- confidence: mean prob")
@@ -95,5 +119,8 @@ def test_the_script(call_script, tmp_path):
     assert found["requests"] == 40 and found["lengths"]["different"] is True
     refused(call_script(DRIFT, "run", "no.jsonl"), "no.jsonl")
     refused(call_script(DRIFT, "no", "requests.jsonl"), "no: not a run folder")
+    done = call_script(DRIFT, "run/best", "requests.jsonl")
+    refused(done, "run/best: does not say which data it was trained on", "name its run")
+    assert "Error" not in done.stderr
     (tmp_path / "stories.csv").unlink()
     refused(call_script(DRIFT, "run", "requests.jsonl"), "stories.csv")

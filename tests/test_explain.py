@@ -1,6 +1,7 @@
 """explain.py: what each word does to a prediction, whether that means anything, and the colours."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +58,15 @@ def test_a_long_text_is_cut_into_runs_of_words_and_comes_together_again():
     assert without(pieces, separator, [0, 149]) == " ".join(pieces[1:149])
 
 
+@pytest.mark.parametrize("text", ["很好看", "とても良い", "ดีมาก", "很好看的电影" * 5])
+def test_words_without_spaces_are_cut_into_characters(text):
+    assert cut(text) == (list(text), "")
+
+
+def test_one_word_is_one_piece():
+    assert cut("good") == (["good"], " ") and cut("좋아요") == (["좋아요"], " ")
+
+
 def test_the_check_tells_scores_that_mean_something_from_those_that_do_not():
     random = np.random.default_rng(0)
     words = ["good", *(f"w{i}" for i in range(9))]
@@ -84,6 +94,18 @@ def test_mistakes_in_colours(tmp_path):
     page = (tmp_path / "mistakes.html").read_text()
     assert page.count("<h2>") == 1 and "good with 88.1 %, is bad" in page
     assert [m[1] for m in re.findall(r'title="([^"]+)">([^<]+)<', page)] == ["a", "good", "film"]
+
+
+def test_a_text_that_is_no_utf_8_in_colours(call_script, tmp_path, monkeypatch):
+    model = SimpleNamespace(to=lambda device: None)
+    recipe = SimpleNamespace(settings={"labels": ["bad", "good"], "threshold": None})
+    monkeypatch.setattr("classification.explain.load_model", lambda *given: (model, recipe))
+    monkeypatch.setattr("classification.explain.classifier", lambda *given: counting)
+    # a script's own standard output takes such a text, pytest's does not
+    monkeypatch.setattr("classification.explain.describe", lambda found: "")
+    done = call_script(EXPLAIN, "run", "a good \udcff film", "--html", "words.html")
+    assert done.returncode == 0, done.stderr
+    assert ">\\udcff<" in (tmp_path / "words.html").read_text()
 
 
 def test_bad_flags_are_refused(call_script, tmp_path):

@@ -3,6 +3,9 @@ same time; what it refuses, and what it keeps. In a browser: test_browser.py."""
 
 import json
 import os
+import re
+import signal
+import socket
 import sys
 import threading
 import time
@@ -21,7 +24,7 @@ from conftest import REPOSITORY, refused
 from small_page import ask, models, page_of, send, stop_after, upload
 
 from app.models import Turns
-from app.page import PageSettings, remove_old
+from app.page import PageSettings, remove_old, start_page
 from app.safely import limited
 from classification.predictions import read_predictions
 from gpt2.support.errors import UserError
@@ -29,6 +32,7 @@ from instruction.formats import conversation_rows
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 from app.assistant import _next_answer, _turn
+from app.classifier import _examples, _keep_young
 
 # of its own use of pandas
 pytestmark = pytest.mark.filterwarnings("ignore:.*keyword is deprecated", "ignore:.*downcasting")
@@ -184,31 +188,65 @@ def test_who_leaves_in_the_middle_of_an_answer_ends_it(page):
     assert "answer" in found
 
 
+def test_who_leaves_in_the_middle_of_a_table_ends_it(page, tmp_path, monkeypatch):
+    """Nobody waits for what nobody wants; and of many tables two are labelled at a time."""
+    done, predict = [], page.predict
+
+    def slow(model, recipe, texts, *rest):
+        done.append(1)
+        time.sleep(0.03)
+        return predict(model, recipe, texts, *rest)
+
+    monkeypatch.setattr("app.models.predict", slow)
+    pl.DataFrame({"text": ["long"] * 4 * 300}).write_csv(tmp_path / "long.csv")
+    streams = []
+    for _ in range(3):
+        event = send(page.url, "label_table", upload(page.url, tmp_path / "long.csv"), "text", "c")
+        streams.append(urllib.request.urlopen(f"{page.url}/gradio_api/call/label_table/{event}"))
+    while len(done) < 5:
+        streams[0].readline()
+    for stream in streams:
+        stream.close()
+    for _ in range(200):
+        count = len(done)
+        time.sleep(0.2)
+        if len(done) == count:
+            break
+    assert count < 200  # of 900
+    assert not list(page.folder.rglob("long-labelled*"))
+    assert ask(page.url, "classify", TEXT)
+
+
 @pytest.mark.parametrize(
     "name, data, part",
     [
         ("classify", ["  \n"], "the text is empty"),
         ("classify", ["x" * 3000], "3,000 characters; 2,000 are allowed"),
-        ("classify", [None], ""),
-        ("classify", [["a"]], ""),
+        ("classify", [None], "must be a string"),
+        ("classify", [["a"]], "must be a string"),
+        ("respond", ["go", 5, 0, 1, 8, 1], "must be a string"),
+        ("respond", ["go", "", 0, 1, 8, None], "must be numbers"),
+        ("respond", ["go", "", 0, [1], 8, 1], "must be numbers"),
+        ("respond", ["go", "", 0, 1, 8, -3], "the seed must be 0 to"),
+        ("respond", ["go", "", 0, 1, 8, 2**70], "the seed must be 0 to"),
         ("respond", ["", "", 0, 1, 8, 1], "the text is empty"),
         ("respond", ["go " * 600, "", 0, 1, 8, 1], "no room for an answer"),
         ("respond", ["go", "", -1, 1, 8, 1], "temperature must be 0 to 2"),
         ("respond", ["go", "", 0, 1, 10**9, 1], "the length 1 to"),
-        ("respond", ["go", "", "hot", 1, 8, 1], ""),
+        ("respond", ["go", "", "hot", 1, 8, 1], "must be numbers"),
     ],
 )
-def test_bad_input_is_answered_and_the_page_goes_on(page, name, data, part):
+def test_bad_input_is_answered_and_the_page_goes_on(page, name, data, part, capfd):
     with pytest.raises(RuntimeError) as refusal:
         ask(page.url, name, *data)
-    assert part in str(refusal.value)
+    assert part in str(refusal.value) and "Traceback" not in capfd.readouterr().err
     assert ask(page.url, "classify", TEXT)
 
 
 def test_bad_tables_are_answered(page, tmp_path):
     files = {
         "no.csv": (b"", "no.csv"),
-        "other.csv": (b"body\nfine\n", "no column &#x27;text&#x27;"),
+        "other.csv": (b"body\nfine\n", "no column 'text'"),
         "broken.parquet": (b"PAR1", "not a readable Parquet file"),
         "not.csv": (b"text\n\xff\xfe\n", "not UTF-8"),
         "markup.csv": (b"<img src=x>\nfine\n", "&lt;img src=x&gt;"),  # the page shows HTML
@@ -269,6 +307,19 @@ def test_old_tables_go(tmp_path):
     assert not (tmp_path / "a/old.csv").exists() and (tmp_path / "new.csv").exists()
 
 
+def test_a_table_that_is_being_labelled_is_not_old(tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("new.csv", "out/new-labelled.csv.new-1", "other.csv"):
+        (tmp_path / name).write_text("text\n")
+        os.utime(tmp_path / name, (0, 0))
+    _keep_young(tmp_path / "new.csv", tmp_path / "out/new-labelled.csv")
+    _keep_young(tmp_path / "gone.csv", tmp_path / "out/new-labelled.csv")
+    remove_old(str(tmp_path))
+    assert sorted(file.name for file in tmp_path.rglob("*.*")) == [
+        "new-labelled.csv.new-1", "new.csv",
+    ]  # fmt: skip
+
+
 def test_the_script(page, call_script, tmp_path, monkeypatch):
     """It says where the page is, who may see it and what is kept; and ends with its folder."""
     seen = []
@@ -280,17 +331,42 @@ def test_the_script(page, call_script, tmp_path, monkeypatch):
 
     monkeypatch.setattr("app.page.wait", wait)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    handled = set()
+    monkeypatch.setattr("signal.getsignal", lambda number: signal.SIG_DFL)
+    monkeypatch.setattr("signal.signal", lambda number, handler: handled.add(number))
     done = call_script("app/page.py", page.runs / "c")
     assert done.returncode == 0, done.stderr
     assert "http://127.0.0.1:" in done.stdout and "this machine alone" in done.stdout
     assert "not kept" in done.stdout and not seen[0].exists()
+    assert handled >= {signal.SIGTERM, signal.SIGHUP}
+    handled.clear()
+    monkeypatch.setattr("signal.getsignal", lambda number: signal.SIG_IGN)  # as under nohup
+    assert call_script("app/page.py", page.runs / "c").returncode == 0
+    assert signal.SIGTERM in handled and signal.SIGHUP not in handled
     taken = page.url.rsplit(":", 1)[1]
     refused(call_script("app/page.py", page.runs / "c", "--port", taken), f"--port {taken}")
     refused(call_script("app/page.py", tmp_path / "no"), "not a run folder")
     refused(call_script("app/page.py", page.runs / "c", "--log", "no/x.jsonl"), "no/x.jsonl")
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused(call_script("app/page.py", page.runs / "c"), "pip install -e '.[app]'")
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b", "192.0.2.1", "2001:db8::1", "::x"])
+def test_an_address_that_is_not_of_this_machine(page, host):
+    with pytest.raises(UserError, match=f"--host {re.escape(host)}: cannot be used"):
+        start_page(*page.models, PageSettings(host=host), str(page.folder))
+
+
+def test_an_address_of_ipv6(page):
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    blocks = start_page(*page.models, PageSettings(host="::1"), str(page.folder))
+    assert blocks.local_url.startswith("http://[::1]:")
+    assert ask(blocks.local_url.rstrip("/"), "classify", TEXT)
+    blocks.close(verbose=False)
 
 
 def test_limits():
@@ -307,6 +383,13 @@ def test_several_runs_and_one_of_neither_task(page, tmp_path):
     assert [one.name for one in found] == [str(page.runs / "c")] * 2
     with pytest.raises(UserError, match="neither a run nor a model"):
         models(tmp_path)
+
+
+def test_of_several_runs_it_is_said_whose_the_examples_are(page):
+    (classifier,), _ = page.models
+    for is_one_of_many, whose in ((True, "c"), (False, "the model")):
+        for heading in _examples(classifier, is_one_of_many):
+            assert heading.startswith(f"Test texts that {whose} gets ")
 
 
 def test_a_run_that_learnt_from_conversations_sees_what_was_said():

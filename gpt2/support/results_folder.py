@@ -77,7 +77,12 @@ def read_settings(folder: Path, cls: type[T]) -> T:
                     )
             values[field.name] = value
         return cls(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{folder}: does not say which data it was trained on: its config.json is not a run's; "
+            "instead of a checkpoint name its run"
+        ) from None
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{folder}: does not say which data it was trained on ({error!r})"
         ) from None
