@@ -35,7 +35,7 @@ from gpt2.support.script import run_script
 from gpt2.support.splits import data_name
 from gpt2.tokenizer import tokens_around
 from gpt2.weights.building import check_max_length
-from gpt2.weights.encoders import EncoderSettings, find_encoder
+from gpt2.weights.encoders import EncoderSettings
 from gpt2.weights.licences import with_licences_of_data
 
 SETTINGS = [DataSettings, EncoderSettings, ClassificationSettings, TrainingConfig, RunSettings]
@@ -67,8 +67,7 @@ def main() -> None:
     # ---- chapters 3 to 6, as GPT-2 goes through them
     settings = {"data": data, "model": model_settings, "task": task, "training": config,
                 "run": run_settings}  # fmt: skip
-    weights = find_encoder(run.start).learnt_from
-    trained_on = with_licences_of_data(weights, [data.data], data.revision)
+    trained_on = with_licences_of_data(run.start.learnt_from, [data.data], data.revision)
     fine_tune(run, splits, model, origin, settings, trained_on)
 
 

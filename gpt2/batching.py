@@ -132,8 +132,8 @@ def cut_batch(
     rows: Sequence[int], lengths: Sequence[int], max_rows: int, max_tokens: int = 0
 ) -> list[list[int]]:
     """The `rows` of one batch, in their order, cut into micro-batches of at most `max_rows` rows
-    and `max_tokens` tokens, padding included (0: no limit). A row longer than
-    that gets a micro-batch of its own.
+    and `max_tokens` tokens, padding included (0: no limit). A longer row gets a micro-batch of its
+    own.
 
     >>> cut_batch([0, 1, 2, 3], lengths=[2, 2, 5, 9], max_rows=8, max_tokens=6)
     [[0, 1], [2], [3]]

@@ -40,9 +40,10 @@ from gpt2.weights.building import (
 )
 from gpt2.weights.encoders import (
     EncoderSettings,
+    FoundEncoder,
     build_encoder,
-    choose_encoder,
     encoder_learning_rate,
+    shape_of,
     starting_encoder,
 )
 from gpt2.weights.export import check_export, export
@@ -56,8 +57,9 @@ class OneRun:
     folder: RunFolder
     family: str  # "GPT-2" or "encoder"
     model_settings: ModelSettings | EncoderSettings  # as given
-    start: ModelSettings | EncoderSettings  # what the model is built from: as given or, resumed,
-    # the run's own last/
+    start: (
+        ModelSettings | FoundEncoder
+    )  # what the model is built from; resumed, the run's own last/
     training: TrainingConfig
     settings: RunSettings
     config: GPT2Config | EncoderConfig
@@ -86,7 +88,8 @@ class OneRun:
     def build_encoder(self, labels: Sequence[str]) -> tuple[Encoder, str]:
         """The same for a run that `begin_encoder` has begun."""
         train, lora = self.training.train, self.training.lora
-        model, origin = build_encoder(self.start, labels, train, self.settings.seed, lora)
+        dropout = self.model_settings.dropout
+        model, origin = build_encoder(self.start, labels, train, self.settings.seed, lora, dropout)
         if self.training.learning_rate is None:
             self.training.learning_rate = encoder_learning_rate(train)
         return to_device(model, self.device, self.training.shard), origin
@@ -182,8 +185,10 @@ def begin_encoder(
         raise UserError("--compile knows the blocks of GPT-2 alone; leave it out")
     device, folder = _begin(name, model, training, settings)
     start = starting_encoder(model, folder)
-    config, encoding = choose_encoder(start)
-    return OneRun(device, folder, "encoder", model, start, training, settings, config, encoding)
+    config = shape_of(start)
+    return OneRun(
+        device, folder, "encoder", model, start, training, settings, config, start.encoding
+    )
 
 
 def _begin(

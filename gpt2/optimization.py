@@ -162,7 +162,7 @@ def choose_trainable(model: nn.Module, train: str) -> None:
     With a tied language modelling head, training the head trains `wte`: they are one tensor.
     (`--train lora` is gpt2.lora.add_adapters.)
 
-    Raises ValueError if `train` is none of these, or if there are fewer than N blocks.
+    Raises UserError if `train` is none of these, or if there are fewer than N blocks.
     """
     if train == "all":
         trained = list(model.parameters())
@@ -171,11 +171,11 @@ def choose_trainable(model: nn.Module, train: str) -> None:
     elif train.startswith("last:") and train[5:].isdecimal():
         count, blocks = int(train[5:]), len(model.h)
         if not 1 <= count <= blocks:
-            raise ValueError(f"last:{count} is not possible: the model has {blocks} blocks")
+            raise UserError(f"--train last:{count} is not possible: the model has {blocks} blocks")
         upper = model.layers()[-1 - count :]
         trained = [*(p for layer in upper for p in layer), *model.head.parameters()]
     else:
-        raise ValueError(f"'{train}' is not one of all, head, last:N (N blocks), lora")
+        raise UserError(f"--train '{train}' is not one of all, head, last:N (N blocks), lora")
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)

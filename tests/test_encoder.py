@@ -25,7 +25,7 @@ from gpt2.training import train
 from gpt2.weights.encoders import (
     EncoderSettings,
     build_encoder,
-    choose_encoder,
+    find_encoder,
 )
 
 FAMILIES = ("distilbert", "bert", "roberta", "minilm")
@@ -43,7 +43,7 @@ def distilbert(tmp_path):
 
 
 def build(folder, labels=LABELS, train="all", **settings):
-    return build_encoder(EncoderSettings(str(folder), **settings), labels, train, seed=1)
+    return build_encoder(find_encoder(EncoderSettings(str(folder))), labels, train, 1, **settings)
 
 
 def reference(folder, model):
@@ -67,7 +67,7 @@ def test_logits_are_those_of_transformers_on_ragged_batches(encoder):
             stored.eval()(**one)[0], model.eval().network.base_model(**one)[0], rtol=0, atol=1e-5
         )
     texts = [*sentences(7, 3), "a", "what a film, a story " * 16]
-    _, encoding = choose_encoder(EncoderSettings(str(encoder)))
+    encoding = find_encoder(EncoderSettings(str(encoder))).encoding
     rows = IMDbDataset(texts, [0] * len(texts), encoding, POSITIONS)
     batch = collate([rows[row] for row in range(len(rows))])
     given = tokenizer(
@@ -133,7 +133,7 @@ def train_tiny(folder, run_folder, config, model=None, texts=(), targets=(), res
         last = run_folder / "last"
         model, _ = build(last if resume and last.is_dir() else folder)
         texts, targets = sentences(14, 14), [row % 2 for row in range(14)]
-    _, encoding = choose_encoder(EncoderSettings(str(folder)))
+    encoding = find_encoder(EncoderSettings(str(folder))).encoding
     rows = IMDbDataset(texts, targets, encoding, POSITIONS)
     settings = {"labels": LABELS, "max_length": POSITIONS, "truncation": "head", "trained_on": []}
 
@@ -231,7 +231,7 @@ def test_layers_from_bottom_to_top(encoder):
 @pytest.mark.parametrize("truncation", ["head", "tail", "head-tail"])
 def test_special_tokens_stay_around_a_text_that_is_cut(encoder, truncation):
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    _, encoding = choose_encoder(EncoderSettings(str(encoder)))
+    encoding = find_encoder(EncoderSettings(str(encoder))).encoding
     text = "a film, a story, what a scene: dull, bad, great, good"
     rows = IMDbDataset([text, "a"], [0, 1], encoding, 10, truncation)
     tokens = rows[0][0].tolist()
@@ -246,7 +246,7 @@ def test_special_tokens_stay_around_a_text_that_is_cut(encoder, truncation):
 
 def test_the_name_of_a_special_token_inside_a_text_is_plain_text(encoder):
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    _, encoding = choose_encoder(EncoderSettings(str(encoder)))
+    encoding = find_encoder(EncoderSettings(str(encoder))).encoding
     found = encoding.encode_ordinary(f"a {tokenizer.sep_token} b {tokenizer.pad_token}")
     assert not {tokenizer.sep_token_id, tokenizer.pad_token_id} & set(found)
 

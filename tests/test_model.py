@@ -10,6 +10,7 @@ import gpt2.model
 from gpt2.heads import POOLINGS, ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, SIZES, GPT2Config, causal_attention
 from gpt2.optimization import choose_trainable
+from gpt2.support.errors import UserError
 
 SMALL = GPT2Config(n_layer=3, n_head=2, n_embd=32, n_positions=160, vocab_size=97, dropout=0.1)
 
@@ -292,7 +293,7 @@ def test_what_to_train(train, expected):
 
 @pytest.mark.parametrize("train", ["last:0", "last:4", "last:x", "body"])
 def test_impossible_choices_of_what_to_train(train):
-    with pytest.raises(ValueError, match="last"):
+    with pytest.raises(UserError, match=r"--train .*last"):
         choose_trainable(make_model(), train)
 
 

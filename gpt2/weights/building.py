@@ -206,10 +206,7 @@ def build_model(
     if train == "lora":
         _put_adapters(model, settings, lora or LoRA())
         return model, origin
-    try:
-        choose_trainable(model, train)
-    except ValueError as error:
-        raise UserError(f"--train {error}") from None
+    choose_trainable(model, train)
     return model, origin
 
 

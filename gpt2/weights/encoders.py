@@ -81,15 +81,15 @@ class FoundEncoder:
     lora: LoRA | None = None  # of a checkpoint of --train lora
 
 
-def starting_encoder(settings: EncoderSettings, run: RunFolder) -> EncoderSettings:
-    """The settings to build the encoder by: those given, or of a run to resume its own `last/`, so
-    that what `--model` named when it began need not be there any more; but for adapters, which
+def starting_encoder(settings: EncoderSettings, run: RunFolder) -> FoundEncoder:
+    """What the encoder is built from: what `--model` names, or of a run to resume its own `last/`,
+    so that what `--model` named when it began need not be there any more; but for adapters, which
     stand on it. Raises UserError if these weights are gone, or have changed."""
     last = whole_folder(run.folder / "last")
-    if run.resume and last.is_dir() and (run.folder / "before.json").is_file():
-        lora = _read_checkpoint(last).lora
-        return replace(settings, model=_find_base(lora).name if lora else str(last))
-    return settings
+    if not (run.resume and last.is_dir() and (run.folder / "before.json").is_file()):
+        return find_encoder(settings)
+    found = _read_checkpoint(last)
+    return _find_base(found.lora) if found.lora else found
 
 
 def find_encoder(settings: EncoderSettings) -> FoundEncoder:
@@ -201,35 +201,36 @@ def _read_layout(folder: Path, where: str, name: str, learnt_from: list[str]) ->
     )  # fmt: skip
 
 
-def choose_encoder(settings: EncoderSettings) -> tuple[EncoderConfig, EncoderTokenizer]:
-    """The shape and the tokens of what `--model` names. Raises UserError."""
-    found = find_encoder(settings)
+def shape_of(found: FoundEncoder) -> EncoderConfig:
+    """The longest row it takes, and how many tokens it has. Raises UserError if it cannot be
+    built."""
     with torch.device("meta"):  # without any memory
-        return _encoder(found, found.config).config, found.encoding
+        return _encoder(found, found.config).config
 
 
 def build_encoder(
-    settings: EncoderSettings,
+    found: FoundEncoder,
     labels: Sequence[str],
     train: str,
     seed: int,
     lora: LoRA | None = None,
+    dropout: float | None = None,
 ) -> tuple[Encoder, str]:
     """The encoder that training starts from, on the CPU, frozen but for what `train` names; and
     where its weights come from, in words. It keeps its classifier if that has the same `labels`;
     else it gets a new one, whose weights depend on `seed` alone. "lora" gives it adapters that are
     like `lora`; GPT-2's default names of layers mean all linear layers of an encoder's blocks.
+    `dropout` takes the place of the encoder's own.
 
     Raises UserError if the weights do not fit, if its logits change with the padding beside a text,
     or if `train` or `lora` names nothing that it has.
     """
-    found = find_encoder(settings)
     config = found.config | {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
     }
-    if settings.dropout is not None:
-        config |= dict.fromkeys(_dropouts(config), settings.dropout)
+    if dropout is not None:
+        config |= dict.fromkeys(_dropouts(config), dropout)
     torch.manual_seed(seed)
     model = _encoder(found, config)
     trained = _trained_network(found, model)
@@ -246,10 +247,7 @@ def build_encoder(
     if train == "lora":
         _put_adapters(model, found, lora or LoRA())
         return model, origin
-    try:
-        choose_trainable(model, train)
-    except ValueError as error:
-        raise UserError(f"--train {error}") from None
+    choose_trainable(model, train)
     return model, origin
 
 
