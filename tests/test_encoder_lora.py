@@ -6,14 +6,12 @@ import pytest
 import torch
 from conftest import refused
 from safetensors.torch import load_file, save_file
-from test_lora import bytes_of
+from test_lora import bytes_of, stopping_in_the_third_batch
 from tiny_encoders import save_tiny_encoder
 from transformers import pipeline
 
-from gpt2 import training
 from gpt2.encoder import merge_encoder
 from gpt2.lora import LoRA, LoRALinear
-from gpt2.support.stopping import Stopped
 from gpt2.weights.encoders import EncoderSettings, build_encoder, find_encoder
 from gpt2.weights.loading import load_model
 
@@ -76,7 +74,7 @@ def test_adapters_stand_where_they_should_and_begin_at_nothing(family, on, layer
 
 
 def test_a_run_of_adapters_is_resumed_asked_compared_exported_and_tied_to_its_base(
-    distilbert, tmp_path, call_script, monkeypatch
+    distilbert, tmp_path, call_script
 ):
     def run(script, *arguments):
         done = call_script(script, *arguments)
@@ -87,15 +85,7 @@ def test_a_run_of_adapters_is_resumed_asked_compared_exported_and_tied_to_its_ba
              "lora", "--lora-rank", 2, "--lora-dropout", 0.2, "--precision", "float32")  # fmt: skip
     said = run(*flags, "--out", "unbroken", "--learning-rate", 0.02)
     assert "LoRA of rank 2 on layer; learning rate 0.02" in said
-    batches = []
-
-    def stop():
-        batches.append(1)
-        if len(batches) == 3:
-            raise Stopped(15, "--resume")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "stop_if_asked", stop)
+    with stopping_in_the_third_batch():
         assert call_script(*flags, "--out", "run", "--learning-rate", 0.02).returncode == 143
     assert "going on after step 2 of 4" in run(TRAIN, "--resume", "run")
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "unbroken")

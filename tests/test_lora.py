@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -204,13 +205,9 @@ def bytes_of(folder):
     return {name: (folder / name).read_bytes() for name in names}
 
 
-@pytest.mark.parametrize("script", [TRAIN, INSTRUCT, PRETRAIN])
-def test_stopped_and_resumed_a_run_has_the_bytes_of_an_unbroken_one(
-    script, mini, call_script, tmp_path, monkeypatch
-):
-    flags = ("--dropout", 0.1, "--lora-dropout", 0.2, "--lora-rank", 2, "--lora-on", "mlp,c_attn")
-    said = run(call_script, script, *flags, "--out", "unbroken")
-    assert "LoRA of rank 2 on mlp,c_attn" in said
+@contextmanager
+def stopping_in_the_third_batch():
+    """As SIGTERM does."""
     batches = []
 
     def stop():
@@ -218,8 +215,19 @@ def test_stopped_and_resumed_a_run_has_the_bytes_of_an_unbroken_one(
         if len(batches) == 3:
             raise Stopped(15, "--resume")
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "stop_if_asked", stop)
+        yield
+
+
+@pytest.mark.parametrize("script", [TRAIN, INSTRUCT, PRETRAIN])
+def test_stopped_and_resumed_a_run_has_the_bytes_of_an_unbroken_one(
+    script, mini, call_script, tmp_path
+):
+    flags = ("--dropout", 0.1, "--lora-dropout", 0.2, "--lora-rank", 2, "--lora-on", "mlp,c_attn")
+    said = run(call_script, script, *flags, "--out", "unbroken")
+    assert "LoRA of rank 2 on mlp,c_attn" in said
+    with stopping_in_the_third_batch():
         stopped = call_script(script, *SHORT[script], "--train", "lora", *flags, "--out", "run")
         assert stopped.returncode == 143
     resumed = call_script(script, "--resume", "run")
