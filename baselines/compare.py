@@ -4,7 +4,8 @@
     python baselines/compare.py runs/imdb-mini runs/imdb-mini:baseline       # within one run
     python baselines/compare.py runs/mean-1 runs/mean-2 runs/last-1 runs/last-2
 
-Runs that differ in nothing but their seed count as one, with mean and standard deviation. RUN:NAME
+Runs that differ in nothing but their seed count as one, with mean and standard deviation; the same
+seed twice does not: what has changed then is the code, and that is a comparison. RUN:NAME
 takes another contender of the run than the fine-tuned model: majority, baseline, before, together.
 Runs of instruction tuning are compared by the loss of their test rows and by the tasks they solve.
 """
@@ -183,6 +184,8 @@ def main() -> None:
     out = Path(settings.out)
     if (out / "metrics.jsonl").exists():
         raise UserError(f"--out {out}: is a run; name another folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file, not a folder")
     contenders: list[Contender] = [read_contender(run, settings.split) for run in arguments.runs]
     if len(contenders) < 2:
         raise UserError("a comparison needs two runs at least, or RUN and RUN:baseline")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Contender:
     seconds: float | None
     metrics: dict[str, float] | None  # as classification_metrics gives them; None for instructions
     settings: dict[str, Any]
+    seed: int | None
 
 
 def read_contender(argument: str, split: str) -> Contender:
@@ -59,14 +61,17 @@ def read_contender(argument: str, split: str) -> Contender:
     if task not in ("classification", "instruction"):
         raise UserError(f"{folder}: a run of {task} has no test rows to compare")
     which = which or ("after" if "after" in results else "baseline")
-    measured = results["training"] if which == "after" else results.get(which, {})
+    measured = results.get("training" if which == "after" else which)
     common = {
         "folder": folder,
         "which": which,
         "task": task,
-        "seconds": measured.get("seconds"),
-        "settings": _comparable(config, which),
+        "seconds": measured.get("seconds") if isinstance(measured, dict) else None,
     }
+    try:
+        common |= _settings(config, results, which)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'}: is not a run's ({error!r})") from None
     if task == "instruction":
         found = read_row_losses(folder, which, split)
         return Contender(
@@ -104,18 +109,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _comparable(config: dict[str, Any], which: str) -> dict[str, Any]:
-    """The settings that make an experiment what it is."""
-    return {
+def _settings(config: dict[str, Any], results: dict[str, Any], which: str) -> dict[str, Any]:
+    """The settings that make an experiment what it is, and the seed."""
+    given = {name: value for group in config["settings"].values() for name, value in group.items()}
+    settings = {
         "which": which,
-        "script": Path(config.get("command", ["?"])[0]).name,
-        "settings": {
-            name: value
-            for group in config.get("settings", {}).values()
-            for name, value in group.items()
-            if name not in _INCIDENTAL
-        },
+        "script": Path(config["command"][0]).name,
+        "head": results.get("model", {}).get("head"),  # one's own is in no flag
+        "settings": {name: value for name, value in given.items() if name not in _INCIDENTAL},
     }
+    return {"settings": settings, "seed": given.get("seed")}
 
 
 def read_beside(runs: Sequence[str], splits: Splits, split: str) -> dict[str, Contender]:
@@ -229,16 +232,19 @@ class Group:
 
 
 def group_runs(contenders: list[Contender], resamples: int, seed: int) -> list[Group]:
-    """The contenders in groups of the same settings, in the order in which they came. Raises
-    UserError if one stands in two places."""
-    found: dict[str, list[Contender]] = {}
-    seen = set()
+    """The contenders in groups of the same settings and other seeds, in the order in which they
+    came. With the same seed again something else must differ, as the code or the machine: such a
+    run is of another group. Raises UserError if one stands in two places."""
+    found: dict[tuple[str, int], list[Contender]] = {}
+    seen, times = set(), Counter()
     for contender in contenders:
         place = (contender.folder.resolve(), contender.which)
         if place in seen:
             raise UserError(f"{contender.folder}: was named twice")
         seen.add(place)
-        found.setdefault(json.dumps(contender.settings, sort_keys=True), []).append(contender)
+        settings = json.dumps(contender.settings, sort_keys=True)
+        found.setdefault((settings, times[settings, contender.seed]), []).append(contender)
+        times[settings, contender.seed] += 1
     groups, names = [], _names(list(found.values()))
     for name, runs in zip(names, found.values(), strict=True):
         group = Group(name, runs, 0.0, 0.0)

@@ -146,7 +146,8 @@ def run_all(lines: list[Line], settings: SweepSettings) -> None:
     runs = [(line, seed, fold) for line in lines for seed in settings.seeds for fold in folds]
     places = {id(line): line.folders.pop() for line in lines}
     for line, seed, fold in tqdm(runs, unit="run", disable=None):
-        folder = places[id(line)] / (f"seed-{seed}" + (f"-fold-{fold[0]}" if fold else ""))
+        part = f"-fold-{fold.split('/')[0]}" if fold else ""
+        folder = places[id(line)] / f"seed-{seed}{part}"
         words = [*line.command, "--seed", str(seed), "--report-on", "validation"]
         words += ["--fold", fold] if fold else []
         results = run_once([*words, "--resume", "auto"], folder)

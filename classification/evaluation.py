@@ -57,9 +57,12 @@ def parse_class_weights(text: str, labels: list[str], counts: np.ndarray) -> np.
         return None
     if text == "balanced":
         return (counts.sum() / (len(counts) * counts)).astype(np.float32)
-    weights = np.ones(len(labels), dtype=np.float32)
+    weights, named = np.ones(len(labels), dtype=np.float32), set()
     for part in text.split(","):
         name, equals, value = part.strip().rpartition("=")
+        if name in named:
+            raise UserError(f"--class-weights {text}: names '{name}' twice")
+        named.add(name)
         if not equals or name not in labels:
             raise UserError(
                 f"--class-weights {text}: '{part}' must be none, balanced or NAME=WEIGHT with a "

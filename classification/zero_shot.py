@@ -24,7 +24,8 @@ from gpt2.support.errors import UserError
 
 
 def check_zero_shot(template: str, label_words: Sequence[str], labels: Sequence[str]) -> None:
-    """Raises UserError unless the template has its place for the text and each class its words."""
+    """Raises UserError unless the template has its place for the text and each class its own
+    words."""
     if not template and not label_words:
         return
     if template.count("{text}") != 1:
@@ -33,6 +34,11 @@ def check_zero_shot(template: str, label_words: Sequence[str], labels: Sequence[
         raise UserError(
             f"--label-words: {len(label_words)} given, but there are {len(labels)} classes; give "
             f"one for each, in this order: {', '.join(labels)}"
+        )
+    words = {word.strip() for word in label_words}
+    if "" in words or len(words) < len(label_words):
+        raise UserError(
+            f"--label-words: {', '.join(map(repr, label_words))}; each class needs words of its own"
         )
 
 
@@ -49,11 +55,18 @@ def zero_shot_log_probabilities(
 ) -> np.ndarray:
     """(rows, num_classes) float32: the log-probability of each class, from the likelihoods of its
     words after the filled template. `model` has a pretrained trunk, whatever its head, and must be
-    in evaluation mode. Too long a text loses its middle: template and words always fit."""
+    in evaluation mode. Too long a text loses its middle.
+
+    Raises UserError if template and words leave no room for a text."""
     before, after = template.split("{text}")
     prefix, suffix = encoding.encode_ordinary(before), encoding.encode_ordinary(after)
     words = [encoding.encode_ordinary(f" {word.strip()}") for word in label_words]
     room = model.config.n_positions - len(prefix) - len(suffix) - max(map(len, words)) - 1
+    if room < 1:
+        raise UserError(
+            f"--zero-shot: of the model's {model.config.n_positions} tokens the template and "
+            "--label-words leave nothing for a text; give shorter ones"
+        )
     prompts = []
     for text in ["", *texts]:  # the empty text first: how likely the words are after nothing
         tokens = encoding.encode_ordinary(text)

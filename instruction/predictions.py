@@ -62,7 +62,7 @@ def read_row_losses(folder: Path, contender: str, split: str = "test") -> RowLos
         )
     try:
         table = pl.read_parquet(file)
-        if contender not in table.columns:
+        if contender not in ("before", "after") or contender not in table.columns:
             raise UserError(f"{folder}: has no '{contender}'; it has: before, after")
         questions = table.select(pl.concat_str("instruction", "input", separator="\n"))
         return RowLosses(

@@ -114,7 +114,8 @@ def test_class_weights_by_name_and_what_is_refused():
     labels, counts = ["ham", "a=b"], np.array([90, 10])
     assert parse_class_weights("none", labels, counts) is None
     assert parse_class_weights("a=b=3", labels, counts).tolist() == [1, 3]
-    for text in ("spam=2", "ham", "ham=x", "ham=0", "ham=-1", "ham=inf", "balance"):
+    for text in ("spam=2", "ham", "ham=x", "ham=0", "ham=-1", "ham=inf", "balance",
+                 "ham=1,ham=2"):  # fmt: skip
         with pytest.raises(UserError, match="--class-weights"):
             parse_class_weights(text, labels, counts)
 

@@ -18,6 +18,7 @@ from gpt2 import batching, bookkeeping, checkpoint, generation, heads, language_
 from gpt2.checkpoint import Recipe
 from gpt2.generation import SamplingSettings
 from gpt2.heads import POOLINGS, ClassificationHead, LanguageModelHead
+from gpt2.lora import LoRA, LoRALinear, add_adapters
 from gpt2.model import GPT2, GPT2Config, KeyValueCache, LayerCache
 from gpt2.optimization import TrainingConfig, choose_trainable
 from gpt2.support.device import autocast
@@ -70,6 +71,8 @@ CASES = {
     "pretraining": Case("pretraining"),
     "last:1": Case("instruction", train="last:1"),
     "head": Case(train="head"),
+    "lora": Case(train="lora"),
+    "lora, instruction": Case("instruction", train="lora"),
     "micro-batches": Case("instruction", config=(("micro_batch_size", 2),)),
     "activation checkpointing": Case(config=(("activation_checkpointing", True),)),
 }
@@ -80,9 +83,15 @@ def build_model(case, device):
     head = LanguageModelHead(SHAPE)
     if case.task == "classification":
         head = ClassificationHead(SHAPE, 2, case.pooling)
-    model = GPT2(SHAPE, head)
-    choose_trainable(model, case.train)
-    return model.to(device)
+    return freeze(GPT2(SHAPE, head), case.train).to(device)
+
+
+def freeze(model, train):
+    if train == "lora":
+        add_adapters(model, LoRA(rank=2, dropout=0.1))
+    else:
+        choose_trainable(model, train)
+    return model
 
 
 def run(case, folder, device="cpu", precision="float32", steps=4, resume=False):
@@ -200,8 +209,7 @@ def generate(sampling, layers=2, precision="float32", train="all"):
     """The answers on the GPU, and what each token but the first took."""
     config = GPT2Config(**(vars(SHAPE) | {"n_layer": layers}))
     torch.manual_seed(0)
-    model = GPT2(config, LanguageModelHead(config)).eval()
-    choose_trainable(model, train)
+    model = freeze(GPT2(config, LanguageModelHead(config)), train).eval()
     per_token, answers = [], []
     with pretended_gpu() as gpu:
         model.to(GPU)
@@ -245,7 +253,7 @@ def test_a_step_runs_on_one_device_and_waits_once(name, precision, tmp_path):
     check_training(name, tmp_path, precision)
 
 
-@pytest.mark.parametrize("name", ["class weights", "last:1"])
+@pytest.mark.parametrize("name", ["class weights", "last:1", "lora"])
 def test_a_run_is_resumed(name, tmp_path):
     check_resume(name, tmp_path)
 
@@ -263,10 +271,12 @@ def test_a_generated_token_is_waited_for_once(name, tmp_path):
 def test_frozen_weights_are_cast_once_not_for_each_token():
     """Autocast by itself keeps the bfloat16 copies of those weights only that are trained."""
     launches = {}
-    for train in ("all", "last:1"):
+    for train in ("all", "last:1", "lora"):
         _, per_token = generate(SamplingSettings(6), precision="bfloat16", train=train)
         launches[train] = per_token[0][1]
     assert launches["last:1"] == launches["all"]
+    # In both blocks the input of c_attn and of c_fc is cast once more, for the adapter.
+    assert launches["lora"]["aten::_to_copy"] == launches["all"]["aten::_to_copy"] + 4
 
 
 def test_a_gpu_gets_the_loss_in_large_chunks_that_fit():
@@ -292,6 +302,10 @@ PLANTED = {
     ),
     "class weights on the CPU": (
         train_gpt, "make_loss", ".to(device)", "", check_training, "class weights",
+    ),
+    "the adapters' dropout on the CPU": (
+        LoRALinear, "forward", "F.dropout(x, self.dropout, self.training)",
+        "x * (torch.rand(x.shape) > self.dropout)", check_training, "lora",
     ),
     "a batch that stays on the CPU": (
         training, "add_gradients", "batch.to(device)", "batch", check_training, "instruction",

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from conftest import REPOSITORY, refused, wait_for_lines
 
+from baselines import sweep
 from instruction.predictions import read_row_losses
 
 SWEEP, COMPARE = "baselines/sweep.py", "baselines/compare.py"
@@ -40,8 +41,8 @@ def in_process(monkeypatch, call_script, tmp_path):
 
 
 def test_a_sweep_runs_what_is_missing_and_tests_what_it_chose(tmp_path, call_script, in_process):
-    sweep = [SWEEP, "--vary", "pooling=mean,last", "--seeds", 1, 2, "--out", "s"]
-    done = call_script(*sweep, "--", *SHORT)
+    command = [SWEEP, "--vary", "pooling=mean,last", "--seeds", 1, 2, "--out", "s"]
+    done = call_script(*command, "--", *SHORT)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "s/sweep.json").read_text())
     losses = [np.mean(line["validation"]["loss"]) for line in found["lines"]]
@@ -53,9 +54,22 @@ def test_a_sweep_runs_what_is_missing_and_tests_what_it_chose(tmp_path, call_scr
             assert "test" not in results["after"]  # read by the chosen line alone, and at the end
             assert (tmp_path / folder / "test").exists() == line["chosen"]
     # again: nothing runs twice; a run that is gone runs once
-    assert call_script(*sweep, "--", *SHORT).returncode == 0 and len(in_process) == 6
+    assert call_script(*command, "--", *SHORT).returncode == 0 and len(in_process) == 6
     shutil.rmtree(tmp_path / "s/pooling=mean/seed-1")
-    assert call_script(*sweep, "--", *SHORT).returncode == 0 and len(in_process) in (7, 8)
+    assert call_script(*command, "--", *SHORT).returncode == 0 and len(in_process) in (7, 8)
+
+
+def test_each_fold_of_more_than_nine_has_a_folder_of_its_own(monkeypatch):
+    asked = []
+
+    def run_once(words, folder):
+        asked.append((words[words.index("--fold") + 1], folder.name))
+        return {"after": {"validation": {"loss": 1.0}}}
+
+    monkeypatch.setattr(sweep, "run_once", run_once)
+    settings = sweep.SweepSettings(folds=11, seeds=(4,))
+    sweep.run_all(sweep.make_lines(settings, []), settings)
+    assert asked == [(f"{k}/11", f"seed-4-fold-{k}") for k in range(1, 12)]
 
 
 @pytest.mark.parametrize(

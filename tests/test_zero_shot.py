@@ -55,6 +55,15 @@ def test_what_makes_no_question_is_refused():
         ("no place", ["x", "y"], "{text}"),
         ("{text} is", ["x"], "in this order: a, b"),
         ("", ["x", "y"], "{text}"),
+        ("{text} is", ["", "y"], "words of its own"),
+        ("{text} is", ["y", " y"], "words of its own"),
     ):
         with pytest.raises(UserError, match=message):
             check_zero_shot(template, words, ["a", "b"])
+    config = GPT2Config(1, 1, 8, 16, 8192)
+    model = GPT2(config, LanguageModelHead(config)).eval()
+    template = "a very long question " * 8 + "{text}"
+    with pytest.raises(UserError, match="of the model's 16 tokens"):
+        zero_shot_log_probabilities(
+            model, get_encoding("mini"), ["Fine."], template, ["bad", "good"], 8, "float32"
+        )
