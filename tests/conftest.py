@@ -127,8 +127,8 @@ def start_torchrun(script_environment, tmp_path):
 
 @pytest.fixture
 def call_script(tmp_path, monkeypatch, capsys):
-    """Like `run_script`, but inside this process: for scripts that end before they train, because
-    starting a process and importing torch takes seconds."""
+    """Like `run_script`, but inside this process, because starting one and importing torch takes
+    seconds."""
 
     def call(script, *arguments, cwd=tmp_path, stdin=None, environment=None, offline=True):
         monkeypatch.chdir(cwd)

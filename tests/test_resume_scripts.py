@@ -89,9 +89,9 @@ def test_stopped_by_signals_and_resumed_a_run_ends_as_an_unbroken_one(
             _, said = process.communicate(timeout=60)
             status = process.returncode
         else:
-            with sending_itself(number, run / "metrics.jsonl", lines) as first:
+            with sending_itself(number, run / "metrics.jsonl", lines) as by_handler:
                 stopped = call_script(*arguments)
-            said = Path(first.name).read_text() + stopped.stderr
+            said = Path(by_handler.name).read_text() + stopped.stderr
             status = stopped.returncode
         assert status == 128 + number, said
         assert f"{name}: stopping after this batch" in said
