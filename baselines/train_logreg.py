@@ -25,13 +25,10 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from classification.data import describe_splits, load_splits, print_splits
 from classification.evaluation import classification_metrics
@@ -41,6 +38,10 @@ from gpt2.support.flags import flag, parse_flags
 from gpt2.support.run_folder import RunFolder, RunSettings
 from gpt2.support.script import run_script
 from gpt2.support.tables import format_table, percent
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import CountVectorizer
 
 FEATURES = ("count", "tfidf", "nb")
 
@@ -78,6 +79,9 @@ class BagOfWords:
         self.features = features
 
     def _make_vectorizer(self, words: bool) -> CountVectorizer:
+        # here, because it takes a second that predict.py need not wait for
+        from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+
         if not words:
             how: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)}
         elif self.features == "count":
@@ -100,6 +104,8 @@ class BagOfWords:
     ) -> BagOfWords:
         """Learn from `texts` and their class ids `targets` (rows,); every class must occur. With
         `class_weights` (num_classes,) a row counts as much as its class says."""
+        from sklearn.linear_model import LogisticRegression
+
         row_weights = None if class_weights is None else class_weights[targets]
         words = has_words(texts)
         self.name = "logistic regression" if words else "logistic regression on characters"

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -150,6 +149,9 @@ def _split_off(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Cut `share` of the rows off for `split`, stratified by label. Rows of one `group` stay
     together; the share is then rounded to tenths."""
+    # here, because it takes a second that predict.py need not wait for
+    from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
     labels = frame["label"].to_numpy()
     try:
         if "group" in frame.columns:
@@ -185,6 +187,8 @@ def _take_fold(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The rows without fold "K/N" and those of it, stratified by label; rows of one `group` stay
     together."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     number, count = parse_fold(fold)
     labels = frame["label"].to_numpy()
     grouped = "group" in frame.columns

@@ -6,13 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import (
-    balanced_accuracy_score,
-    confusion_matrix,
-    matthews_corrcoef,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -120,6 +113,9 @@ def classification_metrics(log_probabilities: np.ndarray, targets: np.ndarray) -
 def label_metrics(predicted: np.ndarray, targets: np.ndarray, num_classes: int) -> dict[str, float]:
     """Accuracy, precision, recall and F1 of predicted class ids (rows,), as in
     `classification_metrics`."""
+    # scikit-learn takes a second to import, which predict.py need not wait for
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, _ = precision_recall_fscore_support(
         targets,
         predicted,
@@ -140,6 +136,8 @@ def lopsided_metrics(log_probabilities: np.ndarray, targets: np.ndarray) -> dict
     Matthews correlation (0 is guessing, 1 perfect) and ROC AUC (how likely a row of a class gets a
     higher probability of it than a row of another), the mean over classes where these are more
     than two. AUC is left out if a class has no row."""
+    from sklearn.metrics import balanced_accuracy_score, matthews_corrcoef, roc_auc_score
+
     predicted = log_probabilities.argmax(axis=1)
     found = {
         "balanced_accuracy": float(balanced_accuracy_score(targets, predicted)),
@@ -164,6 +162,8 @@ def per_class_metrics(
     log_probabilities: np.ndarray, targets: np.ndarray, labels: list[str]
 ) -> dict[str, dict[str, float]]:
     """Precision, recall, F1 and number of rows of each class."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     columns = precision_recall_fscore_support(
         targets, log_probabilities.argmax(axis=1), labels=range(len(labels)), zero_division=0
     )
@@ -175,6 +175,8 @@ def per_class_metrics(
 
 def confusion(log_probabilities: np.ndarray, targets: np.ndarray) -> list[list[int]]:
     """Rows: the true class. Columns: the predicted one."""
+    from sklearn.metrics import confusion_matrix
+
     classes = range(log_probabilities.shape[1])
     return confusion_matrix(targets, log_probabilities.argmax(axis=1), labels=classes).tolist()
 

@@ -2,6 +2,7 @@
 that tests start."""
 
 import importlib
+import io
 import os
 import socket
 import subprocess
@@ -126,11 +127,13 @@ def start_torchrun(script_environment, tmp_path):
 
 @pytest.fixture
 def call_script(tmp_path, monkeypatch, capsys):
-    """Like `run_script`, but inside this process: for scripts that end before they train, because
-    starting a process and importing torch takes seconds."""
+    """Like `run_script`, but inside this process, because starting one and importing torch takes
+    seconds."""
 
-    def call(script, *arguments, cwd=tmp_path, environment=None, offline=True):
+    def call(script, *arguments, cwd=tmp_path, stdin=None, environment=None, offline=True):
         monkeypatch.chdir(cwd)
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
         empty = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "no encodings")}

@@ -5,6 +5,7 @@ import pickle
 import signal
 import socket
 import traceback
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,10 +86,10 @@ CONFIG = TrainingConfig(epochs=2, batch_size=4, micro_batch_size=1, evaluate_eve
 
 
 def run_task(
-    folder, task, train="all", shard=False, dropout=0.0, resume=False, at_micro_batch=None
+    folder, task, train="all", shard=False, dropout=0.0, resume=False, at_micro_batch=None, steps=8
 ):
-    """A small run of 8 steps in float64. Returns the gradients of each step as AdamW gets them, the
-    last weights, and what is evaluated at the end over 5 rows."""
+    """A small run in float64, 4 steps an epoch. Returns the gradients of each step as AdamW gets
+    them, the last weights, and what is evaluated at the end over 5 rows."""
     torch.manual_seed(0)
     config = GPT2Config(2, 2, 16, 64, 8192, dropout)
     if task == "classification":
@@ -142,11 +143,12 @@ def run_task(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", step)
         patch.setattr(training, "stop_if_asked", counting)
-        run.start({"training": CONFIG}, "cpu")
+        training_config = replace(CONFIG, max_steps=steps)
+        run.start({"training": training_config}, "cpu")
         try:
             model.eval()
             metrics = [evaluate()]  # a sharded model computes before it is trained
-            result = training.train(model, rows, loss, evaluate, CONFIG, 1, run,
+            result = training.train(model, rows, loss, evaluate, training_config, 1, run,
                                     Recipe(task, ENCODING, settings))  # fmt: skip
         finally:
             stopping.release_signals()

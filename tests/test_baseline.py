@@ -67,8 +67,8 @@ def test_texts_with_words_keep_words(texts):
     assert has_words(texts)
 
 
-def test_script_prints_the_same_figures_as_the_comparison(run_script, tmp_path):
-    done = run_script("baselines/train_logreg.py", "--out", "run")
+def test_script_prints_the_same_figures_as_the_comparison(call_script, tmp_path):
+    done = call_script("baselines/train_logreg.py", "--out", "run")
     assert done.returncode == 0, done.stderr
     splits = load_splits(DataSettings(), seed=1)
     model = BagOfWords("count").fit(splits.train["text"], splits.train["label"].to_numpy(), 2)

@@ -8,12 +8,13 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from test_resume import datasets, in_child, run_task
+from test_resume import SAVED_ENCODING, datasets, in_child, run_task
 from test_training import tiny_model
 
 from gpt2.checkpoint import Recipe, TrainingState, load_checkpoint, load_training, save_checkpoint
@@ -171,8 +172,10 @@ def test_best_of_a_damaged_run_still_loads(saved, tmp_path):
     assert model.wte.weight.shape == (8192, 16)
 
 
-def test_killed_50_times_while_saving_a_whole_checkpoint_is_left(tmp_path):
+def test_killed_50_times_while_saving_a_whole_checkpoint_is_left(tmp_path, monkeypatch):
     """Each process goes on from the checkpoint that the one before has left."""
+    small = Recipe("classification", SAVED_ENCODING, CHECKPOINT.settings)
+    monkeypatch.setattr(sys.modules[__name__], "CHECKPOINT", small)
     folder, draw = tmp_path / "last", random.Random(0)
     save(folder, step=0)
     began = time.perf_counter()

@@ -32,10 +32,10 @@ TASKS = (
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What one process finds."""
+    """What one process finds in the first epoch and the first step of the second."""
     folder = tmp_path_factory.mktemp("alone")
     return {
-        (task, train): run_task(folder / f"{task}-{train}", task, train)
+        (task, train): run_task(folder / f"{task}-{train}", task, train, steps=5)
         for task, train in {(task, train) for task, train, _ in TASKS}
     }
 
@@ -46,7 +46,7 @@ def test_many_processes_equal_one(count, alone, tmp_path):
     part of it trained, the model whole or sharded, and rows that do not come out even."""
 
     def work():
-        return [run_task(tmp_path / f"{n}", task, train, shard)
+        return [run_task(tmp_path / f"{n}", task, train, shard, steps=5)
                 for n, (task, train, shard) in enumerate(TASKS)]  # fmt: skip
 
     for results in in_processes(count, work, tmp_path / "results"):
@@ -56,7 +56,7 @@ def test_many_processes_equal_one(count, alone, tmp_path):
             expected_gradients, expected_weights, expected_metrics, expected_tokens = alone[
                 task, train
             ]
-            assert len(gradients) == len(expected_gradients) == 8
+            assert len(gradients) == len(expected_gradients) == 5
             for ours, theirs in zip(gradients, expected_gradients, strict=True):
                 assert farthest(ours, theirs) < 1e-6, case
             assert farthest(weights, expected_weights) < 1e-9, case
@@ -68,7 +68,7 @@ def test_many_processes_equal_one(count, alone, tmp_path):
             assert tokens == expected_tokens, case
     for number, (task, train, _) in enumerate(TASKS):
         log = [json.loads(line) for line in (tmp_path / f"{number}/metrics.jsonl").open()]
-        assert [record["step"] for record in log if "loss" in record] == list(range(1, 9))
+        assert [record["step"] for record in log if "loss" in record] == list(range(1, 6))
         if train != "lora":  # whose checkpoint holds no base
             load_checkpoint(tmp_path / f"{number}/last", task)  # computes here what it did there
 
@@ -120,7 +120,7 @@ def test_every_row_is_counted_once_and_all_have_equally_many_micro_batches(count
         assert {row for share in shares for row in share} == set(range(rows))
 
 
-def test_a_stop_of_one_ends_all_and_any_number_of_processes_goes_on(alone, tmp_path):
+def test_a_stop_of_one_ends_all_and_any_number_of_processes_goes_on(tmp_path):
     """2 processes, the second is told to stop in the second step; then 3 with a sharded model,
     until rank 1 dies in the second epoch; then 1. The weights are those of one process undisturbed,
     which they could not be after other batches."""
@@ -154,7 +154,8 @@ def test_a_stop_of_one_ends_all_and_any_number_of_processes_goes_on(alone, tmp_p
 
     gradients, weights, *_ = run_task(run, "instruction", resume=True)
     assert len(gradients) == 5
-    assert farthest(weights, alone["instruction", "all"][1]) < 1e-9
+    undisturbed = run_task(tmp_path / "undisturbed", "instruction")
+    assert farthest(weights, undisturbed[1]) < 1e-9
     log = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert [record["step"] for record in log if "loss" in record] == list(range(1, 9))
 

@@ -1,12 +1,9 @@
 """Exports as users make them: at the end of training, by command, and to go on from."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from test_pretrained import LABELS, SMALL, save_ours
 
 from gpt2.heads import ClassificationHead, LanguageModelHead
@@ -30,8 +27,7 @@ def test_export_at_the_end_of_training_and_by_command(call_script, tmp_path):
     for file in (tmp_path / "one").iterdir():
         same = file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
         assert same or file.name == "README.md"  # it has the folder's name
-    done = subprocess.run([sys.executable, "-m", "gpt2.weights.export", "--help"],
-                          cwd=REPOSITORY, capture_output=True, text=True)  # fmt: skip
+    done = call_script("gpt2/weights/export.py", "--help")
     assert done.returncode == 0 and "RUN" in done.stdout and "--dtype" in done.stdout
 
 

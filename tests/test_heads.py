@@ -76,11 +76,12 @@ def call(run, name, *arguments):
     return [status, out.getvalue(), err.getvalue()]
 
 warnings.simplefilter("ignore", RuntimeWarning)  # runpy's: a module that is imported already
-copy, tiny, *texts = sys.argv[1:]
+copy, scratch, tiny, *texts = sys.argv[1:]
 tiny = *tiny.split(), "--max-steps", "1"
 raw = ["--json", "--raw", "--precision", "float32"]
 train, predict = (f"{copy}/classification/{name}.py" for name in ("train_gpt", "predict"))
 print(json.dumps({
+    "train": call(runpy.run_path, train, *scratch.split(), *tiny, "--out", "run"),
     "resume": call(runpy.run_path, train, "--resume", "run", "--max-steps", "3"),
     "predict": call(runpy.run_path, predict, "run", *raw, *texts),
     "export": call(runpy.run_module, "gpt2.weights.export", "run", "exported"),
@@ -126,20 +127,18 @@ def test_a_new_head_trains_saves_resumes_predicts_and_is_not_exported(
     paths = script_environment["PYTHONPATH"].replace(str(REPOSITORY), str(copy))
     assert str(copy) in paths.split(os.pathsep)
 
-    def run(*command):
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=work, capture_output=True, text=True,
-            env=script_environment | {"PYTHONPATH": paths}, timeout=240,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     tiny = "--max-train 40 --max-test 8 --precision float32 --max-length 64"
-    trained = run(train, *SCRATCH, *tiny.split(), "--max-steps", 1, "--out", "run")
-    assert "random weights" in trained and "pooling" not in trained
-    done = json.loads(run("-c", COMMANDS, copy, tiny, *TEXTS))
+    ended = subprocess.run(
+        [sys.executable, "-c", COMMANDS, copy, " ".join(map(str, SCRATCH)), tiny, *TEXTS],
+        cwd=work, capture_output=True, text=True,
+        env=script_environment | {"PYTHONPATH": paths}, timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    done = json.loads(ended.stdout)
     assert done.pop("where") == str(copy / "gpt2/__init__.py")
 
+    status, said, errors = done["train"]
+    assert status == 0 and "random weights" in said and "pooling" not in said, errors
     status, said, errors = done["resume"]
     assert status == 0 and "going on after step 1 of 3" in said, errors
     for name, step in (("best", 3), ("last", 3)):

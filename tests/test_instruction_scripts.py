@@ -71,7 +71,7 @@ def test_answers_stand_in_the_report_as_they_are():
     ]
 
 
-def test_answers_by_argument_file_and_pipe(trained, run_script, call_script, tmp_path):
+def test_answers_by_argument_file_and_pipe(trained, call_script, tmp_path):
     run, _ = trained
     short = ("--max-new-tokens", 6, "--precision", "float32", "--temperature", 1)
     questions = ["Say hello.", "Count to three, four or five."]  # the longer is answered first
@@ -89,7 +89,7 @@ def test_answers_by_argument_file_and_pipe(trained, run_script, call_script, tmp
         answers = [json.loads(line) for line in done.stdout.splitlines()]
         assert [answer["instruction"] for answer in answers] == questions
         assert [answer["output"] for answer in answers] == alone
-    piped = run_script(RESPOND, run, *short, stdin="\n".join(questions))
+    piped = call_script(RESPOND, run, *short, stdin="\n".join(questions))
     assert piped.stdout == done.stdout
     other = call_script(RESPOND, run, "Say hello.", "--input", "Hi", *short)
     assert other.returncode == 0, other.stderr

@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 from conftest import refused
 
+from baselines import label_curve
 from baselines.label_curve import CurveSettings, contenders
+from gpt2.support.script import run_script as run_main
 
 SCRIPT = "baselines/label_curve.py"
 
@@ -110,13 +113,16 @@ def test_runs_with_unlike_test_rows_are_not_compared(tmp_path, call_script):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_that_fails_ends_the_curve_and_spares_what_is_there(tmp_path, run_script):
+def test_a_run_that_fails_ends_the_curve_and_spares_what_is_there(tmp_path, monkeypatch, capfd):
     """The script that failed has said why; flags after `--` reach the GPT-2 runs."""
     for features in ("count", "tfidf", "nb"):
         finished(tmp_path / f"bag-of-words-{features}-100", "classification", 100, 0.7)
-    done = run_script(SCRIPT, "--out", tmp_path, "--rows", 100, "--", "--pooling", "most")
-    assert done.returncode == 2
-    (why,) = [line for line in done.stderr.splitlines() if ".py: " in line]
+    flags = ["--out", str(tmp_path), "--rows", "100", "--", "--pooling", "most"]
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *flags])
+    with pytest.raises(SystemExit) as end:
+        run_main(label_curve.main)
+    assert end.value.code == 2
+    (why,) = [line for line in capfd.readouterr().err.splitlines() if ".py: " in line]
     assert why.startswith("train_gpt.py: ") and "invalid choice: 'most'" in why
     assert (tmp_path / "bag-of-words-nb-100/results.json").exists()
 

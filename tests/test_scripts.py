@@ -30,7 +30,7 @@ def write_rows(path, labels=("sad", "funny", "odd"), count=60, names=("text", "l
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, script_environment):
-    """One tiny run on a three-class CSV with string labels."""
+    """One tiny run on a three-class CSV with string labels, started inside the script's folder."""
     import subprocess
     import sys
 
@@ -38,8 +38,8 @@ def trained(tmp_path_factory, script_environment):
     data = write_rows(folder / "stories.csv")
     script = REPOSITORY / "classification/train_gpt.py"
     done = subprocess.run(
-        [sys.executable, script, "--data", data, "--out", folder / "run", *map(str, TINY)],
-        capture_output=True, text=True, env=script_environment, cwd=folder,
+        [sys.executable, script.name, "--data", data, "--out", folder / "run", *map(str, TINY)],
+        capture_output=True, text=True, env=script_environment, cwd=script.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "run", done
@@ -76,13 +76,11 @@ def test_the_run_folder_is_complete(trained, call_script, tmp_path):
     assert "python " in done.stdout.split("next, ask")[1]
 
 
-def test_predict_takes_arguments_standard_input_and_files(
-    trained, run_script, call_script, tmp_path
-):
+def test_predict_takes_arguments_standard_input_and_files(trained, call_script, tmp_path):
     run, _ = trained
     texts = ["a sad story", "a funny <b>story</b>", "odd"]
     by_argument = call_script("classification/predict.py", run, *texts, "--json")
-    by_input = run_script("classification/predict.py", run, "--json", stdin="\n".join(texts))
+    by_input = call_script("classification/predict.py", run, "--json", stdin="\n".join(texts))
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
     by_file = call_script("classification/predict.py", run, "--json", "--file", "texts.txt")
     assert by_argument.returncode == 0, by_argument.stderr
@@ -99,11 +97,11 @@ def test_predict_takes_arguments_standard_input_and_files(
     assert len(table) == 4 and table[1].endswith(" %  a sad story")
 
 
-def test_predict_keeps_the_order_over_many_lines_and_marks_empty_ones(trained, run_script):
+def test_predict_keeps_the_order_over_many_lines_and_marks_empty_ones(trained, call_script):
     run, _ = trained
     texts = [f"{'word ' * (i % 7)}{i}" for i in range(5000)]
     texts[4321] = "  "
-    done = run_script("classification/predict.py", run, "--json", stdin="\n".join(texts))
+    done = call_script("classification/predict.py", run, "--json", stdin="\n".join(texts))
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["text"] for answer in answers] == texts
     assert [i for i, answer in enumerate(answers) if answer["label"] is None] == [4321]
@@ -143,20 +141,19 @@ def test_other_files_train_and_predict(call_script, tmp_path, name, columns):
 
 
 def test_the_same_seed_gives_the_same_results_from_inside_the_folder(
-    run_script, call_script, tmp_path
+    trained, call_script, tmp_path
 ):
     """`python train_gpt.py` inside classification/ works as from anywhere else."""
-    results = []
-    for name, run, cwd in (
-        ("one", run_script, REPOSITORY / "classification"),
-        ("two", call_script, tmp_path),
-    ):
-        done = run("classification/train_gpt.py", "--out", tmp_path / name, *TINY, cwd=cwd)
-        assert done.returncode == 0, done.stderr
-        result = json.loads((tmp_path / name / "results.json").read_text())
-        results.append([result[key] for key in ("before", "after", "mistakes", "confusion")])
-    assert results[0] == results[1]
-    weights = [(tmp_path / n / "last/model.safetensors").read_bytes() for n in ("one", "two")]
+    run, _ = trained
+    data = run.parent / "stories.csv"
+    done = call_script("classification/train_gpt.py", "--data", data, "--out", "again", *TINY)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads((folder / "results.json").read_text())
+               for folder in (run, tmp_path / "again")]  # fmt: skip
+    for key in ("before", "after", "mistakes", "confusion"):
+        assert results[0][key] == results[1][key]
+    weights = [(folder / "last/model.safetensors").read_bytes()
+               for folder in (run, tmp_path / "again")]  # fmt: skip
     assert weights[0] == weights[1]
 
 

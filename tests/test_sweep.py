@@ -95,11 +95,23 @@ def test_a_sweep_of_bad_values_runs_nothing(call_script, in_process, flags, part
 
 
 def test_killed_in_the_middle_and_started_again_it_loses_nothing_and_runs_nothing_twice(
-    script_environment, tmp_path, call_script, in_process
+    script_environment, tmp_path, call_script, in_process, monkeypatch
 ):
-    """As by a power cut: the sweep and the run at hand go at once, without a chance to save."""
+    """As by a power cut: the sweep and the run at hand go at once, without a chance to save. Before
+    that it is interrupted after its first run, for which no process is started."""
     flags = ["--vary", "pooling=mean,last", "--", *SHORT, "--max-steps", 160, "--log-every", 10,
              "--save-every", 40, "--evaluate-every", 80, "--epochs", 99]  # fmt: skip
+    run = subprocess.run
+
+    def run_only_one(words, **named):
+        if words[0] == sys.executable and in_process:
+            raise KeyboardInterrupt
+        return run(words, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", run_only_one)
+        assert call_script(SWEEP, "--out", "s", *flags).returncode == 130
+    in_process.clear()
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / SWEEP), "--out", "s", *map(str, flags)],
         cwd=tmp_path, env=script_environment, start_new_session=True,
