@@ -38,8 +38,9 @@ def contender_names(results: dict[str, Any]) -> dict[str, str]:
 
 def comparison_table(results: dict[str, Any]) -> str:
     """Majority class, bag of words, the model before and after fine-tuning, the latter and the bag
-    of words together, and the runs that --beside names, all on the reported split; then what the
-    rows can tell of their differences."""
+    of words together, and the runs that --beside names, all on the reported split; where a class is
+    common, the figures that it cannot carry alone; then what the rows can tell of the differences.
+    """
     seconds = {"baseline": results["baseline"], "after": results["training"]}
     reported = results["data"]["reported"]
     contenders = [
@@ -52,8 +53,11 @@ def comparison_table(results: dict[str, Any]) -> str:
         for name, found in results.get("beside", {}).items()
     ]
     data = results["data"]
-    table = metrics_table(data[reported], f"{reported} rows", contenders, data["labels"])
-    return "\n".join([table, "", *(f"- {sentence}" for sentence in describe_evidence(results))])
+    parts = [metrics_table(data[reported], f"{reported} rows", contenders, data["labels"])]
+    if _is_lopsided(results):
+        parts.append(_lopsided(results))
+    parts.append("\n".join(f"- {sentence}" for sentence in describe_evidence(results)))
+    return "\n\n".join(parts)
 
 
 def metrics_table(
@@ -134,9 +138,12 @@ def _report(results: dict[str, Any], coloured: bool) -> str:
         _probabilities(results),
         *close_look(results, f"{data['reported']} split"),
         *([misled] if coloured and results["mistakes"] else []),
-        "## Lopsided classes\n\nWhere one class is common, these tell more than accuracy.\n\n"
-        + _lopsided(results),
     ]
+    if not _is_lopsided(results):  # then they stand under the first table
+        parts.append(
+            "## Balanced accuracy, Matthews, ROC AUC\n\nThey tell more than accuracy where one "
+            "class is common.\n\n" + _lopsided(results)
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -217,6 +224,12 @@ def _probabilities(results: dict[str, Any]) -> str:
             f"{percent(at['recall'])}, F1 {percent(at['f1'])}."
         )
     return text
+
+
+def _is_lopsided(results: dict[str, Any]) -> bool:
+    """Whether the reported split has more than twice as many rows of one class as of another."""
+    rows = [found["rows"] for found in results["per_class"].values()]
+    return max(rows) > 2 * min(rows)
 
 
 def _lopsided(results: dict[str, Any]) -> str:

@@ -138,6 +138,7 @@ def test_balanced_weights_raise_macro_f1_of_both_models(tmp_path, call_script):
         flags = ["--data", "lopsided.csv", "--class-weights", weights, "--out", weights]
         done = call_script(TRAIN, *flags, "--max-steps", 40, "--train", "last:1")
         assert done.returncode == 0, done.stderr
+        assert "| balanced accuracy | Matthews |" in done.stdout
         results = json.loads((tmp_path / weights / "results.json").read_text())
         found[weights] = results["after"]["test"]["f1"], results["baseline"]["test"]["f1"]
     print(found)
