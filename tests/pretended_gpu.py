@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -64,11 +65,11 @@ class OnGPU(Tensor):
     def tolist(self):
         return _to_cpu(self).tolist()
 
-    def to(self, *args, **kwargs):
+    def to(self, *args, copy=False, **kwargs):
         device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type == "cpu":
             return _to_cpu(self, dtype)
-        return super().to(dtype=dtype or self.dtype)
+        return super().to(dtype=dtype or self.dtype, copy=copy)
 
     def numpy(self, *_, **__):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
@@ -195,6 +196,16 @@ class Generator(torch.Generator):
         return super().__new__(cls, "cpu")
 
 
+def _group_by_device(
+    tensors, with_indices=False, _group=Optimizer._group_tensors_by_device_and_dtype
+):
+    """What an optimizer updates at once, by the device that torch's C++ takes for the CPU."""
+    return {
+        (GPU if isinstance(group[0][0], OnGPU) else device, dtype): (group, indices)
+        for (device, dtype), (group, indices) in _group(tensors, with_indices).items()
+    }
+
+
 def _pin_memory(tensor: Tensor) -> Tensor:
     assert not isinstance(tensor, OnGPU), "cannot pin a tensor of the GPU"
     copy = tensor.clone()
@@ -211,6 +222,11 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
         patch.setattr(torch.amp, "autocast", Autocast)  # of activation checkpointing
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(Tensor, "pin_memory", _pin_memory)
+        patch.setattr(
+            Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_group_by_device)
+        )
+        # without CUDA a GradScaler would do nothing
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         swaps = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)  # parameters become OnGPU
         lifts = torch._C._only_lift_cpu_tensors()
