@@ -114,8 +114,9 @@ def predict(
         if places:
             rows = [cleaned[place] for place in places]
             dataset = IMDbDataset(rows, [0] * len(rows), recipe.encoding, max_length, truncation)
-            # Around all batches: inside one autocast the weights are cast once. (Not in training's
-            # evaluations: of a model in parts, each process would then keep the whole.)
+            # Around all batches: inside one autocast the weights are cast once (frozen ones under
+            # adapters each time). Not in training's evaluations: of a model in parts, each process
+            # would then keep the whole.
             with autocast(next(model.parameters()).device, precision):
                 found = predict_log_probabilities(model, dataset, batch_size, precision)
             found = apply_temperature(found, recipe.settings["temperature"])
