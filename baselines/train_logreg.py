@@ -34,6 +34,7 @@ from classification.data import describe_splits, load_splits, print_splits
 from classification.evaluation import classification_metrics
 from classification.predictions import Predictions, write_predictions
 from classification.sources import DataSettings
+from gpt2.support.files import UNSPACED
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.run_folder import RunFolder, RunSettings
 from gpt2.support.script import run_script
@@ -49,11 +50,6 @@ FEATURES = ("count", "tfidf", "nb")
 _INVERSE_PENALTY = {"count": 0.1, "tfidf": 100.0, "nb": 1.0}
 _WORD_OR_SIGN = r"\w+|[^\w\s]"  # "i", "!" and the "10" of "10 / 10" count as well
 
-# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han and their signs: no spaces between words there.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff]"
-)
 _WORD = re.compile(r"\w\w+")  # what CountVectorizer takes for one
 
 
@@ -65,7 +61,7 @@ def has_words(texts: Sequence[str]) -> bool:
     (True, False, False)
     """
     with_word = sum(bool(_WORD.search(text)) for text in texts)
-    unspaced = sum(len(_UNSPACED.findall(text)) for text in texts if not text.isascii())
+    unspaced = sum(len(UNSPACED.findall(text)) for text in texts if not text.isascii())
     return 2 * with_word >= len(texts) and 2 * unspaced <= sum(map(len, texts))
 
 

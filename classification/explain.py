@@ -23,7 +23,6 @@ if __name__ == "__main__":  # the code that lies here runs, whatever else is ins
 import argparse
 import html
 import math
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -36,7 +35,7 @@ from gpt2.checkpoint import Recipe
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, choose_device
 from gpt2.support.errors import UserError
-from gpt2.support.files import clean_text
+from gpt2.support.files import UNSPACED, clean_text
 from gpt2.support.flags import flag, parse_flags
 from gpt2.support.intervals import Difference, paired_difference
 from gpt2.support.script import run_script
@@ -46,11 +45,6 @@ from gpt2.weights.loading import load_model
 Classify = Callable[[list[str]], list[Answer]]
 
 _MOST_PIECES = 200  # each costs a prediction
-# Thai, Lao, Burmese, Khmer, Japanese, Chinese
-_WITHOUT_SPACES = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff]"
-)
 _SHARE = 0.2  # of its words that a text loses in the check
 _DRAWS = 3  # of random words, for each text of the check
 
@@ -162,7 +156,7 @@ def cut(text: str) -> tuple[list[str], str]:
     ((['A', 'fine', 'film'], ' '), (['很', '好', '看'], ''))
     """
     pieces, separator = text.split(), " "
-    one_of_many_words = len(pieces) == 1 and _WITHOUT_SPACES.search(text)
+    one_of_many_words = len(pieces) == 1 and UNSPACED.search(text)
     if one_of_many_words or len(text) > 16 * max(1, len(pieces)):
         pieces, separator = list(text), ""
     size = math.ceil(len(pieces) / _MOST_PIECES) or 1

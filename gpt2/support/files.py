@@ -45,6 +45,11 @@ _ABOUT_TABLES = (DATASET_INFO, "dataset_infos.json", "dataset_dict.json", "state
 
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han and their signs: no spaces between words there.
+UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
 
 
 def unescape_entities(text: str) -> str:
