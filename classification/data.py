@@ -301,12 +301,17 @@ def print_splits(splits: Splits) -> None:
     print(f"  rows removed:   {counts_in_words(splits.removed) or 'none'}")
 
 
+def is_lopsided(counts: np.ndarray | list[int]) -> bool:
+    """Whether one class has more than twice as many rows as another."""
+    return max(counts) > 2 * min(counts)
+
+
 def print_summary(splits: Splits, train: IMDbDataset) -> None:
     """What the data is, before any time is spent on it."""
     print_splits(splits)
     counts = np.bincount(splits.train["label"].to_numpy(), minlength=len(splits.labels))
     shares = counts / len(splits.train)
-    if shares.max() > 2 * shares.min():
+    if is_lopsided(counts):
         rare, common = splits.labels[shares.argmin()], splits.labels[shares.argmax()]
         print(
             f"  warning: lopsided classes: '{common}' has {percent(shares.max())} of the training "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from classification.calibration import apply_temperature, plot_reliability, reliability
+from classification.data import is_lopsided
 from classification.evaluation import (
     confident_mistakes,
     confusion,
@@ -54,7 +55,7 @@ def comparison_table(results: dict[str, Any]) -> str:
     ]
     data = results["data"]
     parts = [metrics_table(data[reported], f"{reported} rows", contenders, data["labels"])]
-    if _is_lopsided(results):
+    if _has_common_class(results):
         parts.append(_lopsided(results))
     parts.append("\n".join(f"- {sentence}" for sentence in describe_evidence(results)))
     return "\n\n".join(parts)
@@ -139,7 +140,7 @@ def _report(results: dict[str, Any], coloured: bool) -> str:
         *close_look(results, f"{data['reported']} split"),
         *([misled] if coloured and results["mistakes"] else []),
     ]
-    if not _is_lopsided(results):  # then they stand under the first table
+    if not _has_common_class(results):  # then they stand under the first table
         parts.append(
             "## Balanced accuracy, Matthews, ROC AUC\n\nThey tell more than accuracy where one "
             "class is common.\n\n" + _lopsided(results)
@@ -226,10 +227,8 @@ def _probabilities(results: dict[str, Any]) -> str:
     return text
 
 
-def _is_lopsided(results: dict[str, Any]) -> bool:
-    """Whether the reported split has more than twice as many rows of one class as of another."""
-    rows = [found["rows"] for found in results["per_class"].values()]
-    return max(rows) > 2 * min(rows)
+def _has_common_class(results: dict[str, Any]) -> bool:
+    return is_lopsided([found["rows"] for found in results["per_class"].values()])
 
 
 def _lopsided(results: dict[str, Any]) -> str:
