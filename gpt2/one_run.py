@@ -57,9 +57,7 @@ class OneRun:
     folder: RunFolder
     family: str  # "GPT-2" or "encoder"
     model_settings: ModelSettings | EncoderSettings  # as given
-    start: (
-        ModelSettings | FoundEncoder
-    )  # what the model is built from; resumed, the run's own last/
+    start: ModelSettings | FoundEncoder  # what the model is built from: of a resumed run its last/
     training: TrainingConfig
     settings: RunSettings
     config: GPT2Config | EncoderConfig
