@@ -204,3 +204,13 @@ def serve(tmp_path, monkeypatch):
     yield start
     for hub in hubs:
         hub.__exit__()
+
+
+def length_when_still(growing):
+    """How long the list is once nothing has come for a moment, after 40 seconds at most."""
+    for _ in range(200):
+        count = len(growing)
+        time.sleep(0.2)
+        if len(growing) == count:
+            break
+    return count

@@ -1,10 +1,10 @@
 """The page in a real browser, Debian's chromium: what a visitor types, sees, uploads and stops."""
 
 import shutil
-import time
 
 import polars as pl
 import pytest
+from conftest import length_when_still
 from small_page import ask, page_of, stop_after
 
 pytest.importorskip("gradio", reason="the page needs gradio")
@@ -172,11 +172,7 @@ def test_an_answer_is_stopped(visit, page, how):
             visitor.click("#stop")
         else:
             visitor.close()
-        for _ in range(100):
-            count = len(tokens)
-            time.sleep(0.2)
-            if len(tokens) == count:
-                break
+        count = length_when_still(tokens)
         assert 8 <= count < 120  # of 128
     if how == "stop":
         said = visitor.locator(".talk .bot.message").inner_text()

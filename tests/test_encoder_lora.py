@@ -7,28 +7,15 @@ import torch
 from conftest import refused
 from safetensors.torch import load_file, save_file
 from test_lora import bytes_of, stopping_in_the_third_batch
-from tiny_encoders import save_tiny_encoder
+from tiny_encoders import LABELS, SHORT, TRAIN, save_tiny_encoder
+from tiny_encoders import distilbert as distilbert
+from tiny_encoders import nothing_slow as nothing_slow
 from transformers import pipeline
 
 from gpt2.encoder import merge_encoder
 from gpt2.lora import LoRA, LoRALinear
 from gpt2.weights.encoders import EncoderSettings, build_encoder, find_encoder
 from gpt2.weights.loading import load_model
-
-LABELS = ["bad", "good"]
-TRAIN = "baselines/train_encoder.py"
-SHORT = "--max-train 32 --max-validation 8 --max-test 20 --max-steps 2 --max-length 32".split()
-
-
-@pytest.fixture(autouse=True)
-def nothing_slow(monkeypatch):
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *given, **named: None)
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def distilbert(tmp_path):
-    return save_tiny_encoder(tmp_path / "tiny", "distilbert")
 
 
 def build(folder, labels=LABELS):

@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import refused
 from small_hub import SmallHub, turn_client_to
-from tiny_encoders import POSITIONS, save_tiny_encoder
+from tiny_encoders import LABELS, POSITIONS, SHORT, TRAIN, save_tiny_encoder
+from tiny_encoders import distilbert as distilbert
+from tiny_encoders import nothing_slow as nothing_slow
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -29,25 +31,10 @@ from gpt2.weights.encoders import (
     shape_of,
 )
 
-LABELS = ["bad", "good"]
-TRAIN = "baselines/train_encoder.py"
-SHORT = "--max-train 32 --max-validation 8 --max-test 20 --max-steps 2 --max-length 32".split()
-
-
-@pytest.fixture(autouse=True)
-def nothing_slow(monkeypatch):
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *given, **named: None)
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
 
 @pytest.fixture
 def encoder(request, tmp_path):
     return save_tiny_encoder(tmp_path / "encoder", request.param)
-
-
-@pytest.fixture
-def distilbert(tmp_path):
-    return save_tiny_encoder(tmp_path / "tiny", "distilbert")
 
 
 def build(folder, labels=LABELS, **settings):

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 import polars as pl
 import pytest
-from conftest import REPOSITORY, refused
+from conftest import REPOSITORY, length_when_still, refused
 from small_page import ask, models, page_of, send, stop_after, upload
 
 from app.models import Turns
@@ -178,11 +178,7 @@ def test_who_leaves_in_the_middle_of_an_answer_ends_it(page):
         while len(tokens) < 5:
             stream.readline()
         stream.close()
-        for _ in range(200):
-            count = len(tokens)
-            time.sleep(0.2)
-            if len(tokens) == count:
-                break
+        count = length_when_still(tokens)
         assert count < 300
     (found,) = ask(page.url, "respond", "Hello.", "", 0.0, 1.0, 2, 1)
     assert "answer" in found
@@ -207,11 +203,7 @@ def test_who_leaves_in_the_middle_of_a_table_ends_it(page, tmp_path, monkeypatch
         streams[0].readline()
     for stream in streams:
         stream.close()
-    for _ in range(200):
-        count = len(done)
-        time.sleep(0.2)
-        if len(done) == count:
-            break
+    count = length_when_still(done)
     assert count < 200  # of 900
     assert not list(page.folder.rglob("long-labelled*"))
     assert ask(page.url, "classify", TEXT)

@@ -2,6 +2,7 @@
 
 import string
 
+import pytest
 import torch
 from tokenizers import (
     Tokenizer,
@@ -22,6 +23,10 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
 )
+
+LABELS = ["bad", "good"]
+TRAIN = "baselines/train_encoder.py"
+SHORT = "--max-train 32 --max-validation 8 --max-test 20 --max-steps 2 --max-length 32".split()
 
 WORDS = [
     "good",
@@ -104,3 +109,14 @@ def save_tiny_encoder(folder, family):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_slow(monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *given, **named: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def distilbert(tmp_path):
+    return save_tiny_encoder(tmp_path / "tiny", "distilbert")
