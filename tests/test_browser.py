@@ -13,6 +13,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("no chromium is installed", allow_module_level=True)
 
+playwright.expect.set_options(timeout=20_000)  # as long as a click may wait: machines are busy
+
 # of its own use of pandas
 pytestmark = pytest.mark.filterwarnings("ignore:.*keyword is deprecated", "ignore:.*downcasting")
 TEXT = "A dull start, but <b>what</b> an ending!"
