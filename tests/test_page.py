@@ -2,7 +2,6 @@
 same time; what it refuses, and what it keeps. In a browser: test_browser.py."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -11,10 +10,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import quote
 
 import numpy as np
@@ -23,16 +20,12 @@ import pytest
 from conftest import REPOSITORY, length_when_still, refused
 from small_page import ask, models, page_of, send, stop_after, upload
 
-from app.models import Turns
-from app.page import PageSettings, remove_old, start_page
-from app.safely import limited
+from app.page import PageSettings, start_page
 from classification.predictions import read_predictions
 from gpt2.support.errors import UserError
-from instruction.formats import conversation_rows
 
 pytest.importorskip("gradio", reason="the page needs gradio")
-from app.assistant import _next_answer, _turn
-from app.classifier import _examples, _keep_young
+from app.classifier import _examples
 
 # of its own use of pandas
 pytestmark = pytest.mark.filterwarnings("ignore:.*keyword is deprecated", "ignore:.*downcasting")
@@ -146,27 +139,6 @@ def test_a_text_waits_for_one_batch_of_a_table(page, tmp_path, monkeypatch):
     assert order.index("short") <= before + 1
     table.join()
     assert order.count("long") == 40 and order[-1] == "long"
-
-
-def test_turns_come_in_the_order_in_which_they_were_asked_for():
-    turns, came = Turns(), []
-
-    def wait(number):
-        with turns.one():
-            came.append(number)
-
-    for number in range(20):
-        with turns.one():
-            thread = threading.Thread(target=wait, args=(number,))
-            thread.start()
-            time.sleep(0.01)
-        with turns.one():  # who has just had it comes after who was waiting; not so with a Lock
-            assert came == list(range(number + 1))
-        thread.join()
-    with pytest.raises(ZeroDivisionError), turns.one():
-        1 / 0  # noqa: B018
-    with turns.one():  # an error has given it back
-        pass
 
 
 def test_who_leaves_in_the_middle_of_an_answer_ends_it(page):
@@ -290,28 +262,6 @@ def test_nothing_is_kept_unless_it_is_asked_for(page, tmp_path_factory):
     assert "Inputs and answers are logged." in json.dumps(about)
 
 
-def test_old_tables_go(tmp_path):
-    (tmp_path / "a").mkdir()
-    for name in ("a/old.csv", "new.csv"):
-        (tmp_path / name).write_text("text\n")
-    os.utime(tmp_path / "a/old.csv", (0, 0))
-    remove_old(str(tmp_path))
-    assert not (tmp_path / "a/old.csv").exists() and (tmp_path / "new.csv").exists()
-
-
-def test_a_table_that_is_being_labelled_is_not_old(tmp_path):
-    (tmp_path / "out").mkdir()
-    for name in ("new.csv", "out/new-labelled.csv.new-1", "other.csv"):
-        (tmp_path / name).write_text("text\n")
-        os.utime(tmp_path / name, (0, 0))
-    _keep_young(tmp_path / "new.csv", tmp_path / "out/new-labelled.csv")
-    _keep_young(tmp_path / "gone.csv", tmp_path / "out/new-labelled.csv")
-    remove_old(str(tmp_path))
-    assert sorted(file.name for file in tmp_path.rglob("*.*")) == [
-        "new-labelled.csv.new-1", "new.csv",
-    ]  # fmt: skip
-
-
 def test_the_script(page, call_script, tmp_path, monkeypatch):
     """It says where the page is, who may see it and what is kept; and ends with its folder."""
     seen = []
@@ -361,13 +311,6 @@ def test_an_address_of_ipv6(page):
     blocks.close(verbose=False)
 
 
-def test_limits():
-    assert limited(" a ", 3) == " a "
-    with pytest.raises(UserError, match="4 characters; 3 are"):
-        limited("abcd", 3)
-    assert PageSettings().host == "127.0.0.1"
-
-
 def test_several_runs_and_one_of_neither_task(page, tmp_path):
     found, _ = models(page.runs / "c", page.runs / "c/best")
     assert [one.name for one in found] == ["c", "best"]
@@ -382,22 +325,3 @@ def test_of_several_runs_it_is_said_whose_the_examples_are(page):
     for is_one_of_many, whose in ((True, "c"), (False, "the model")):
         for heading in _examples(classifier, is_one_of_many):
             assert heading.startswith(f"Test texts that {whose} gets ")
-
-
-def test_a_run_that_learnt_from_conversations_sees_what_was_said():
-    """As training's rows have it; the others get each instruction for itself, as respond.py."""
-    asked = []
-    as_trained = SimpleNamespace(
-        recipe=SimpleNamespace(settings={"turns": "all"}),
-        prompt=lambda *given: asked.append(given),
-        answer=lambda prompt, sampling, seed: asked.append(seed),
-    )
-    said = [("user", "Is 1 < 2?"), ("assistant", "It is.")]
-    talk = [_turn(role, text) for role, text in said]
-    _next_answer(as_trained, talk, "And 3?", "", None, 7)
-    chat = [{"role": role, "content": text} for role, text in [*said, ("user", "And 3?"), said[1]]]
-    rows, _ = conversation_rows(Path("x"), [{"messages": chat}], "messages", "all", Counter())
-    assert asked == [(rows[-1]["instruction"], rows[-1]["input"]), 8]
-    as_trained.recipe.settings["turns"] = "first"
-    _next_answer(as_trained, talk, "And 3?", "", None, 7)
-    assert asked[2:] == [("And 3?", ""), 8]
