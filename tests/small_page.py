@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import socket
 import sys
 import time
 import urllib.request
@@ -30,6 +31,9 @@ def page_of(folder, **settings):
     `models`, and the `folder` of its uploads."""
     runs = _trained(folder.parent / "small runs")
     loaded = models(runs / "c", runs / "i")
+    with socket.socket() as free:  # of its own: two pages that look for one at once may meet
+        free.bind(("127.0.0.1", 0))
+        settings["port"] = free.getsockname()[1]
     chosen = PageSettings(max_characters=2000, max_file_mb=1, batch_size=4, **settings)
     files = folder / "files"
     files.mkdir()

@@ -118,11 +118,11 @@ def test_upload_a_table_and_download_the_labels(visit, tmp_path):
 def few_tokens(visitor):
     visitor.get_by_role("button", name="Input, and how an answer").click()
     slider = visitor.get_by_label("range slider for Tokens")
-    for _ in range(100):  # what is typed before the page listens is lost
+    for _ in range(100):  # what is typed before the page listens is lost, perhaps a moment later
         visitor.get_by_label("number input for Tokens").fill("6")
+        visitor.wait_for_timeout(300)
         if slider.input_value() == "6":
             return
-        visitor.wait_for_timeout(50)
     raise AssertionError("the page took no number")
 
 
@@ -139,7 +139,9 @@ def test_a_conversation_of_three_turns(visit, page):
             (expected,) = ask(page.url, "respond", asked, "", 0.0, 1.0, 6, 1 + turn)
             playwright.expect(visitor.locator(".talk .user.message")).to_have_count(turn + 1)
             last = visitor.locator(".talk .bot.message").last
-            playwright.expect(last).to_have_text(expected["answer"].strip())
+            tokens = visitor.get_by_label("range slider for Tokens").input_value()
+            why = f"turn {turn}, {tokens} tokens"
+            playwright.expect(last, why).to_have_text(expected["answer"].strip())
             playwright.expect(visitor.locator("#instruction textarea")).to_have_value("")
     assert one.locator(".talk .user.message").all_inner_texts() == [
         f"Say <b>{turn}</b>." for turn in range(3)

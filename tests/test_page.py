@@ -148,7 +148,7 @@ def test_who_leaves_in_the_middle_of_an_answer_ends_it(page):
         event = send(page.url, "respond", "Go on.", "", 1.5, 1.0, 400, 1)
         stream = urllib.request.urlopen(f"{page.url}/gradio_api/call/respond/{event}")
         while len(tokens) < 5:
-            stream.readline()
+            assert stream.readline(), f"the answer ended after {len(tokens)} tokens"
         stream.close()
         count = length_when_still(tokens)
         assert count < 300
@@ -172,7 +172,7 @@ def test_who_leaves_in_the_middle_of_a_table_ends_it(page, tmp_path, monkeypatch
         event = send(page.url, "label_table", upload(page.url, tmp_path / "long.csv"), "text", "c")
         streams.append(urllib.request.urlopen(f"{page.url}/gradio_api/call/label_table/{event}"))
     while len(done) < 5:
-        streams[0].readline()
+        assert streams[0].readline(), f"the table ended after {len(done)} batches"
     for stream in streams:
         stream.close()
     count = length_when_still(done)
