@@ -260,6 +260,7 @@ def test_every_command_runs(
     use_tiny_mini(tmp_path / "tiny mini", monkeypatch)
     download_released("gpt2")
     encoder = save_tiny_encoder(tmp_path / "tiny encoder", "distilbert")
+    shutil.copytree(encoder, here / "minilm/model")
     tokens = {"TIKTOKEN_CACHE_DIR": str(SHARED / "tiktoken")}
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *given, **named: None)  # slow
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # so is waiting for the disk
