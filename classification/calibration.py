@@ -40,6 +40,15 @@ def apply_temperature(log_probabilities: np.ndarray, temperature: float) -> np.n
     return scaled - largest - np.log(np.exp(scaled - largest).sum(axis=1, keepdims=True))
 
 
+def calibrated_loss(log_probabilities: np.ndarray, targets: np.ndarray) -> float:
+    """Loss (nats a row) at the temperature that fits these rows. With few labels a model is soon
+    too sure of itself, and its loss rises though it still gets better at telling the classes apart
+    (Guo et al. 2017, section 3): this one does not rise for that alone."""
+    temperature = fit_temperature(log_probabilities, targets)
+    calibrated = apply_temperature(log_probabilities, temperature)
+    return -float(calibrated[np.arange(len(targets)), targets].mean())
+
+
 def calibrate(
     log_probabilities: dict[str, np.ndarray],
     targets: dict[str, np.ndarray],

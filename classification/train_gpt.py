@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from baselines.finished_runs import read_beside
 from baselines.train_logreg import FEATURES, measure_baseline
-from classification.calibration import calibrate, check_threshold
+from classification.calibration import calibrate, calibrated_loss, check_threshold
 from classification.data import (
     TRUNCATIONS,
     IMDbDataset,
@@ -113,6 +113,11 @@ class ClassificationSettings:
     label_smoothing: float = flag(
         0.0, "share of each label's probability spread over all classes; 0.1 makes a model less "
         "sure of itself", at_least=0, at_most=0.9,
+    )  # fmt: skip
+    best_by: str = flag(
+        "loss", "the loss on validation by which the best weights are chosen: as it is, or "
+        "calibrated, what is left of it once the temperature has mended how sure the model is of "
+        "itself: better with few labels", choices=("loss", "calibrated_loss"),
     )  # fmt: skip
     report_on: str = flag(
         "test", "split that the table, the report and predictions are about; validation leaves the "
@@ -226,7 +231,11 @@ def fine_tune(
         return kept
 
     def evaluate() -> dict[str, float]:
-        return classification_metrics(log_probabilities("validation"), targets["validation"])
+        found = log_probabilities("validation")
+        metrics = classification_metrics(found, targets["validation"])
+        if task.best_by == "calibrated_loss":
+            metrics["calibrated_loss"] = calibrated_loss(found, targets["validation"])
+        return metrics
 
     model.eval()
     before = run.measure_before(look_before, splits.items())
@@ -234,7 +243,7 @@ def fine_tune(
     with explaining_not_finite(splits.train["text"]):
         result = train(
             model, datasets["train"], make_loss(task, weights, run.device), evaluate, config,
-            run.settings.seed, run.folder, recipe,
+            run.settings.seed, run.folder, recipe, task.best_by,
         )  # fmt: skip
 
     # ---- chapter 5: evaluation of the weights that did best on validation

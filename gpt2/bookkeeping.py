@@ -83,13 +83,14 @@ class Bookkeeping:
         scaler: torch.amp.GradScaler,
         dataset: Dataset,
         evaluate: Callable[[], dict[str, float]],
+        best_by: str,
         config: TrainingConfig,
         steps: int,
         run: RunFolder,
         recipe: Recipe,
     ) -> None:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
-        self.evaluate = evaluate
+        self.evaluate, self.best_by = evaluate, best_by
         self.config, self.steps, self.run, self.recipe = config, steps, run, recipe
         self.steps_per_epoch = steps_per_epoch(len(dataset), config)
         self.evaluate_every = config.evaluate_every or self.steps_per_epoch
@@ -203,8 +204,8 @@ class Bookkeeping:
         state.evaluated_at, state.validation = self.step, metrics
         if self.step > 0:
             state.evaluations_since_best += 1
-            if state.best_loss is None or metrics["loss"] < state.best_loss:
-                state.best_loss, state.best_step = metrics["loss"], self.step
+            if state.best_loss is None or metrics[self.best_by] < state.best_loss:
+                state.best_loss, state.best_step = metrics[self.best_by], self.step
                 state.evaluations_since_best = 0
                 save_checkpoint(self.run.folder / "best", self.model, self.recipe, state)
             self.save_last()
@@ -214,7 +215,7 @@ class Bookkeeping:
         self.run.log({"step": self.step, "epoch": self._epoch(), "validation": metrics})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         if self.step == 0:
-            self.state.first_loss = metrics["loss"]
+            self.state.first_loss = metrics[self.best_by]
             tqdm.write(f"before training, validation: {shown}")
         else:
             training_loss = self.state.seen_loss / self.state.seen_targets

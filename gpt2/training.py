@@ -42,6 +42,7 @@ def train(
     seed: int,
     run: RunFolder,
     recipe: Recipe,
+    best_by: str = "loss",
 ) -> TrainingResult:
     """Train `model` in place; leave the weights with the lowest validation loss in `best/` of the
     run folder and the last ones in `last/`. A run to resume goes on from its `last/`, and ends
@@ -52,6 +53,7 @@ def train(
               weigh differently, the sum of their weights)
     evaluate  () -> metrics over the whole validation split, "loss" among them
     recipe    what is saved beside the weights: tokenizer, label names and so on
+    best_by   which of the metrics says what the best weights are; lower is better
 
     Raises NotFinite, naming step and rows, if a loss or the gradient is not finite; Stopped, after
     saving, if Ctrl-C or SIGTERM came; UserError if memory or the disk does not suffice.
@@ -62,7 +64,9 @@ def train(
     scaler = loss_scaler(device, config.precision)  # for float16; otherwise it does nothing
     objective = parallel_objective(model, loss)  # loss(model, batch), on one process or on many
     steps = count_steps(len(dataset), config)
-    book = Bookkeeping(model, optimizer, scaler, dataset, evaluate, config, steps, run, recipe)
+    book = Bookkeeping(
+        model, optimizer, scaler, dataset, evaluate, best_by, config, steps, run, recipe
+    )
     book.start()  # at step 0 or, in a resumed run, with weights, moments and counters as they were
 
     model.train()

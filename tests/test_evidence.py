@@ -50,6 +50,27 @@ def test_a_temperature_undoes_what_made_the_model_too_sure():
     assert wrong > 0.15 and right < 0.03
 
 
+def test_the_best_weights_may_be_those_with_the_lowest_calibrated_loss(tmp_path, call_script):
+    """48 rows learnt by heart: the model is soon too sure, and the two losses part."""
+    flags = "--max-train 48 --batch-size 16 --learning-rate 1e-2 --max-steps 40 --evaluate-every 4"
+    flags = [*TINY, *flags.split(), "--max-test", 4, "--best-by", "calibrated_loss", "--out", "run"]
+    done = call_script(TRAIN, *flags)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    seen = {line["step"]: line["validation"] for line in log if line.get("validation")}
+    del seen[0]
+    assert all(found["calibrated_loss"] <= found["loss"] for found in seen.values())
+    by = {name: min(seen, key=lambda s: seen[s][name]) for name in ("loss", "calibrated_loss")}
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["training"]["best_step"] == by["calibrated_loss"] != by["loss"]
+    kept = read_predictions(tmp_path / "run", "validation")
+    calibrated = apply_temperature(
+        kept.log_probabilities["after"], results["calibration"]["temperature"]
+    )
+    loss = -calibrated[np.arange(len(kept.targets)), kept.targets].mean()
+    assert loss == pytest.approx(seen[by["calibrated_loss"]]["calibrated_loss"], abs=1e-5)
+
+
 def test_calibration_error_by_hand():
     """Two rows at 0.9, one right: 0.4 too sure; two at 0.6, both right: 0.4 too modest."""
     found = logs([0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6])
