@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import save
 from small_hub import NAME, OLD, SmallHub, turn_client_to
 
@@ -69,6 +70,17 @@ def no_network():
     exec(_BLOCK, {})
     yield
     socket.socket.connect, socket.getaddrinfo = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_pictures():
+    """To draw a run's pictures finely takes a fifth of the run. Scripts that are a process of their
+    own do it."""
+    savefig = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, file, dpi: savefig(figure, file, dpi=10))
+        patch.setattr(Figure, "tight_layout", lambda figure: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -185,7 +185,7 @@ def test_a_changed_label_is_refused(tmp_path):
         run_task("classification", data, tmp_path / "run", resume=True)
 
 
-def test_stopped_at_20_places_and_resumed_the_bytes_are_those_of_an_unbroken_run(task, tmp_path):
+def test_stopped_at_10_places_and_resumed_the_bytes_are_those_of_an_unbroken_run(task, tmp_path):
     data = datasets(task)
     events = tmp_path / "events"
 
@@ -201,7 +201,7 @@ def test_stopped_at_20_places_and_resumed_the_bytes_are_those_of_an_unbroken_run
     places = [
         (kind, place)
         for kind in ("loop", "save")
-        for place in draw.sample(range(1, totals[kind] + 1), 10)
+        for place in draw.sample(range(1, totals[kind] + 1), 5)
     ]
     for number, (kind, place) in enumerate(places):
         action = list(ACTIONS)[number % len(ACTIONS)]
