@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import refused
 from safetensors.torch import load_file, save_file
-from test_lora import bytes_of, stopping_in_the_third_batch
+from test_lora_runs import bytes_of, stopping_in_the_third_batch
 from tiny_encoders import LABELS, SHORT, TRAIN, save_tiny_encoder
 from tiny_encoders import distilbert as distilbert
 from tiny_encoders import nothing_slow as nothing_slow

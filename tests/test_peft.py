@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, refused
 from safetensors.torch import load_file, save_file
-from test_lora import SHORT, TRAIN
+from test_lora_runs import SHORT, TRAIN
 from test_pretrained import (
     LABELS,
     SMALL,
