@@ -115,9 +115,9 @@ class ClassificationSettings:
         "sure of itself", at_least=0, at_most=0.9,
     )  # fmt: skip
     best_by: str = flag(
-        "loss", "the loss on validation by which the best weights are chosen: as it is, or "
-        "calibrated, what is left of it once the temperature has mended how sure the model is of "
-        "itself: better with few labels", choices=("loss", "calibrated_loss"),
+        "loss", "keep the weights with the lowest validation loss as it is, or after temperature "
+        "scaling, so that it does not rise for being too sure alone: better with few labels",
+        choices=("loss", "calibrated_loss"),
     )  # fmt: skip
     report_on: str = flag(
         "test", "split that the table, the report and predictions are about; validation leaves the "
@@ -243,7 +243,7 @@ def fine_tune(
     with explaining_not_finite(splits.train["text"]):
         result = train(
             model, datasets["train"], make_loss(task, weights, run.device), evaluate, config,
-            run.settings.seed, run.folder, recipe, task.best_by,
+            run.settings.seed, run.folder, recipe, best_by=task.best_by,
         )  # fmt: skip
 
     # ---- chapter 5: evaluation of the weights that did best on validation

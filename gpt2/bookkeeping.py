@@ -188,8 +188,8 @@ class Bookkeeping:
 
     def evaluate_if_due(self) -> bool:
         """Before the first step, every --evaluate-every steps and at the end: evaluate on the
-        validation split; but for the first time, save `last/` too, and `best/` if the loss is the
-        lowest so far. Returns whether it was due."""
+        validation split; but for the first time, save `last/` too, and `best/` if these weights
+        are the best so far. Returns whether it was due."""
         state = self.state
         due = self.step % self.evaluate_every == 0 or self.step == self.steps
         if not due or state.evaluated_at == self.step:

@@ -44,8 +44,8 @@ def train(
     recipe: Recipe,
     best_by: str = "loss",
 ) -> TrainingResult:
-    """Train `model` in place; leave the weights with the lowest validation loss in `best/` of the
-    run folder and the last ones in `last/`. A run to resume goes on from its `last/`, and ends
+    """Train `model` in place; leave the weights that do best on validation in `best/` of the run
+    folder and the last ones in `last/`. A run to resume goes on from its `last/`, and ends
     with the same bytes as one that was never stopped.
 
     dataset   rows of (tokens, target) with an array `lengths`
@@ -53,7 +53,7 @@ def train(
               weigh differently, the sum of their weights)
     evaluate  () -> metrics over the whole validation split, "loss" among them
     recipe    what is saved beside the weights: tokenizer, label names and so on
-    best_by   which of the metrics says what the best weights are; lower is better
+    best_by   the metric that is lowest for the best weights
 
     Raises NotFinite, naming step and rows, if a loss or the gradient is not finite; Stopped, after
     saving, if Ctrl-C or SIGTERM came; UserError if memory or the disk does not suffice.

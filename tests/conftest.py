@@ -74,8 +74,8 @@ def no_network():
 
 @pytest.fixture(scope="session", autouse=True)
 def coarse_pictures():
-    """To draw a run's pictures finely takes a fifth of the run. Scripts that are a process of their
-    own do it."""
+    """To draw a run's pictures finely takes a fifth of the time of a tiny run in this process. Runs
+    in processes of their own draw them as a user's do."""
     savefig = Figure.savefig
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda figure, file, dpi: savefig(figure, file, dpi=10))

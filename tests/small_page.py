@@ -31,7 +31,7 @@ def page_of(folder, **settings):
     `models`, and the `folder` of its uploads."""
     runs = _trained(folder.parent / "small runs")
     loaded = models(runs / "c", runs / "i")
-    with socket.socket() as free:  # of its own: two pages that look for one at once may meet
+    with socket.socket() as free:  # gradio finds the same one for two pages that start at once
         free.bind(("127.0.0.1", 0))
         settings["port"] = free.getsockname()[1]
     chosen = PageSettings(max_characters=2000, max_file_mb=1, batch_size=4, **settings)

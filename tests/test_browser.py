@@ -118,7 +118,7 @@ def test_upload_a_table_and_download_the_labels(visit, tmp_path):
 def few_tokens(visitor):
     visitor.get_by_role("button", name="Input, and how an answer").click()
     slider = visitor.get_by_label("range slider for Tokens")
-    for _ in range(100):  # what is typed before the page listens is lost, perhaps a moment later
+    for _ in range(100):  # what is typed too early the page sets back, perhaps a moment later
         visitor.get_by_label("number input for Tokens").fill("6")
         visitor.wait_for_timeout(300)
         if slider.input_value() == "6":
