@@ -7,7 +7,7 @@ best/  last/
   encoding.json, ...      the tokenizer
   SHA256SUMS              of all the others
 last/ only, for resuming
-  optimizer.safetensors   AdamW's two moments of each trained parameter, and its step
+  optimizer.safetensors   of each trained parameter AdamW's two moments and its step, or Muon's one
   training.json           where the loop stands
 """
 

@@ -22,6 +22,8 @@ from gpt2.support.flags import flag, flag_name
 class TrainingConfig:
     """Training"""
 
+    optimizer = "adamw"  # what fine-tuning has; pre-training may choose (pretraining/pretrain.py)
+
     epochs: int | None = flag(
         None, "passes over the training rows; left out, 3, or on little data what makes 180 steps",
         at_least=1, may_change=True,
@@ -232,15 +234,61 @@ def set_learning_rate(
     return rate
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, config: TrainingConfig
+) -> torch.optim.Optimizer | MuonAndAdamW:
     """AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization") over the trained
-    parameters; the rate is set anew before each step."""
+    parameters, or Muon and AdamW; the rate is set anew before each step. Raises UserError if Muon
+    cannot be had."""
     reshard(model)  # a sharded model is whole after an evaluation
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay, config.layer_decay),
-        betas=(0.9, config.beta2),
-        fused=True,
-    )
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    adamw = {"betas": (0.9, config.beta2), "fused": True}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **adamw)
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(f"--optimizer muon needs torch 2.9 or newer, this is {torch.__version__}")
+    if config.shard:
+        raise UserError("--optimizer muon needs whole matrices; leave out --shard")
+    return MuonAndAdamW(model, groups, adamw)
+
+
+class MuonAndAdamW:
+    """Muon for the matrices of the blocks, AdamW for embeddings, norms and biases; to the training
+    loop and to a checkpoint one optimizer.
+
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks": the step is the
+    momentum with all its singular values made about 1, so that what is rare in the gradient is
+    learnt as fast as what is common. Scaled as in Liu et al. 2025, "Muon is Scalable for LLM
+    Training", it is as large as AdamW's: one rate suits both.
+    """
+
+    def __init__(self, model: GPT2, groups: list[dict[str, Any]], adamw: dict[str, Any]) -> None:
+        matrices = {parameter for parameter in model.h.parameters() if parameter.dim() == 2}
+
+        def part(of_muon: bool) -> list[dict[str, Any]]:
+            parts = [
+                group | {"params": [p for p in group["params"] if (p in matrices) == of_muon]}
+                for group in groups
+            ]
+            return [group for group in parts if group["params"]]
+
+        if not part(of_muon=True):
+            raise UserError("--optimizer muon is for the matrices of blocks, and none is trained")
+        self.optimizers = [
+            torch.optim.AdamW(part(of_muon=False), **adamw),
+            torch.optim.Muon(part(of_muon=True), adjust_lr_fn="match_rms_adamw"),
+        ]
+        self.param_groups = [group for one in self.optimizers for group in one.param_groups]
+        self.state = self.optimizers[0].state
+        self.optimizers[1].state = self.state  # one for both: what is saved and loaded
+
+    def step(self) -> None:
+        for one in self.optimizers:
+            one.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for one in self.optimizers:
+            one.zero_grad(set_to_none)
 
 
 def parameter_groups(

@@ -13,8 +13,11 @@ from gpt2.optimization import (
     choose_trainable,
     default_learning_rate,
     learning_rate,
+    make_optimizer,
     parameter_groups,
 )
+from gpt2.support.errors import UserError
+from pretraining.pretrain import PretrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -109,3 +112,50 @@ def test_the_rate_is_printed_and_saved_and_a_resumed_run_keeps_it(call_script, t
     assert done.returncode == 0 and "learning rate 0.5; " in done.stdout, done.stderr
     done = call_script(script, "--resume", "all", "--learning-rate", 0.01)
     assert done.returncode == 2 and "which has 0.0006" in done.stderr
+
+
+def one_step(optimizer_name, **settings):
+    """A model's parameters before and after one step, on gradients that are always the same."""
+    config = PretrainingConfig(optimizer=optimizer_name, weight_decay=0.0, **settings)
+    model = tiny_model()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = make_optimizer(model, config)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    optimizer.step()
+    return before, {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="came with torch 2.9")
+def test_muon_moves_the_matrices_of_blocks_in_all_directions_alike_and_adamw_all_else():
+    before, of_muon = one_step("muon")
+    _, of_adamw = one_step("adamw")
+    matrices = 0
+    for name, after in of_muon.items():
+        if not (name.startswith("h.") and after.dim() == 2):
+            assert torch.equal(after, of_adamw[name]), name
+            continue
+        matrices += 1
+        # Five Newton-Schulz iterations bring singular values to about 1 (Jordan et al. 2024: 0.7 to
+        # 1.2); 0.2 sqrt(the longer side) makes the step as large as AdamW's (Liu et al. 2025).
+        singular = torch.linalg.svdvals((before[name] - after) / 0.01)
+        singular /= 0.2 * max(after.shape) ** 0.5
+        assert 0.6 < singular.min() and singular.max() < 1.3, (name, singular)
+    assert matrices == 8
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="came with torch 2.9")
+def test_where_muon_cannot_be_had_a_line_says_so(monkeypatch):
+    model = tiny_model()
+    with pytest.raises(UserError, match="leave out --shard"):
+        make_optimizer(model, PretrainingConfig(optimizer="muon", shard=True))
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UserError, match="needs torch 2"):
+        make_optimizer(model, PretrainingConfig(optimizer="muon"))
+    monkeypatch.undo()
+    choose_trainable(model, "head")
+    with pytest.raises(UserError, match="none is trained"):
+        make_optimizer(model, PretrainingConfig(optimizer="muon"))

@@ -182,6 +182,14 @@ def test_held_out_instructions_stay_out(call_script, tmp_path):
     learnt = "\n".join(texts_of(corpus))
     for frame in (splits.validation, splits.test):
         assert not any(instruction in learnt for instruction in frame["instruction"])
+    done = call_script("instruction/write_splits.py", "--out", "texts", "--split-seed", 3,
+                       "--form", "text")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for split, frame in splits.items():
+        row = frame.row(-1, named=True)
+        last = json.loads((tmp_path / f"texts/{split}.jsonl").read_text().splitlines()[-1])
+        prompt = Template().prompt(row["instruction"], row["input"])
+        assert last == {"text": prompt + row["output"]}
     again = call_script("instruction/write_splits.py", "--out", "splits/own")
     assert again.returncode == 2 and "is there already" in again.stderr
     assert "--out is missing" in call_script("instruction/write_splits.py").stderr

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY, wait_for_lines
 
 from gpt2 import training
@@ -27,7 +28,8 @@ CLASSIFY = (TRAIN, *TINY, "--max-train", 80, "--max-test", 16, "--max-length", 6
 FOLLOW = (INSTRUCT, *TINY, "--max-train", 80, "--max-test", 8, "--test-answers", 2,
           "--answer-tokens", 4, "--evaluate-every", 7)  # fmt: skip
 READ = (PRETRAIN, *TINY, "--max-train", 80, "--max-validation", 4, "--max-length", 64,
-        "--evaluate-every", 7)  # fmt: skip
+        "--evaluate-every", 7, "--optimizer", "muon" if hasattr(torch.optim, "Muon") else "adamw",
+        )  # fmt: skip
 
 
 def start(script_environment, folder, script, *arguments):
