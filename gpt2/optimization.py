@@ -22,8 +22,6 @@ from gpt2.support.flags import flag, flag_name
 class TrainingConfig:
     """Training"""
 
-    optimizer = "adamw"  # what fine-tuning has; pre-training may choose (pretraining/pretrain.py)
-
     epochs: int | None = flag(
         None, "passes over the training rows; left out, 3, or on little data what makes 180 steps",
         at_least=1, may_change=True,
@@ -50,11 +48,16 @@ class TrainingConfig:
         False, "compile the blocks with torch.compile: a minute or more at the start, then faster "
         "steps, above all on a GPU; needs a C++ compiler", may_change=True,
     )  # fmt: skip
+    optimizer: str = flag(
+        "adamw", "adamw, or muon for the matrices of the blocks and AdamW for all else, which "
+        "learns more in as many steps; they take longer", choices=("adamw", "muon"),
+    )  # fmt: skip
     learning_rate: float | None = flag(
-        None, "peak rate of AdamW; too high, the loss jumps, too low, it hardly moves. Left out, "
-        "what suits --model and --train: for mini and random weights 6e-4, of a classifier's "
-        "last:N and of lora 2e-3, of its head 1e-2; for the released gpt2 to gpt2-xl and for "
-        "encoders 5e-5, of lora 2e-4, of a classifier's head 1e-3", above=0,
+        None, "peak rate; too high, the loss jumps, too low, it hardly moves. Left out, "
+        "what suits --model and --train: for random weights and mini as a classifier 6e-4, as a "
+        "language model 2e-4, of a classifier's last:N and of lora 2e-3, of its head 1e-2; for the "
+        "released gpt2 to gpt2-xl and for encoders 5e-5, of lora 2e-4, of a classifier's head 1e-3",
+        above=0,
     )  # fmt: skip
     warmup: float = flag(
         0.1, "share of the steps over which the rate rises from 0 to its peak; more if the loss "
@@ -194,7 +197,8 @@ def default_learning_rate(model: GPT2, train: str, pretrained: bool) -> float:
         return {"head": 1e-3, "lora": 2e-4}.get(part, 5e-5)
     # Measured with mini's weights on the built-in texts and instructions, by validation loss
     if part == "all":
-        return 6e-4
+        # A language model goes on with what it can do; a classifier's head is new.
+        return 2e-4 if pretrained and model.head.ties_wte else 6e-4
     return 1e-2 if part == "head" else 2e-3
 
 

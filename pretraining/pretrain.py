@@ -56,11 +56,6 @@ class PretrainingConfig(TrainingConfig):
     # would take many minutes here.
     epochs: int = flag(3, "passes over the training tokens", at_least=1, may_change=True)
     batch_size: int = flag(8, "rows in each optimizer step", at_least=1)
-    optimizer: str = flag(
-        "adamw", "adamw, or muon for the matrices of the blocks and AdamW for all else: from "
-        "random weights far better after as many steps, with a rate of 2e-3 to 5e-3",
-        choices=("adamw", "muon"),
-    )  # fmt: skip
 
 
 def main() -> None:

@@ -142,14 +142,13 @@ def test_class_weights_by_name_and_what_is_refused():
 
 
 def test_balanced_weights_raise_macro_f1_of_both_models(tmp_path, call_script):
-    """90, 8 and 2 % of the rows; what tells the rare classes is one word among common ones."""
-    rng = np.random.default_rng(3)
+    """90, 8 and 2 % of the rows; what tells the classes apart is one word among common ones."""
+    rng = np.random.default_rng(4)
     labels = rng.choice(["news", "offer", "alarm"], 600, p=[0.9, 0.08, 0.02])
     words = ["the", "house", "green", "slowly", "music", "table", "winter", "letter"]
     sign = {"news": "music", "offer": "cheap", "alarm": "smoke"}
     texts = [
-        " ".join([*rng.choice(words, 6), sign[label] if rng.random() < 0.8 else "green"])
-        for label in labels
+        " ".join([*rng.choice(words, 3), sign[label], *rng.choice(words, 3)]) for label in labels
     ]
     pl.DataFrame({"text": texts, "label": labels}).unique("text", maintain_order=True).write_csv(
         tmp_path / "lopsided.csv"
@@ -157,7 +156,7 @@ def test_balanced_weights_raise_macro_f1_of_both_models(tmp_path, call_script):
     found = {}
     for weights in ("none", "balanced"):
         flags = ["--data", "lopsided.csv", "--class-weights", weights, "--out", weights]
-        done = call_script(TRAIN, *flags, "--max-steps", 40, "--train", "last:1")
+        done = call_script(TRAIN, *flags, "--max-steps", 16, "--train", "last:2")
         assert done.returncode == 0, done.stderr
         assert "| balanced accuracy | Matthews |" in done.stdout
         results = json.loads((tmp_path / weights / "results.json").read_text())
