@@ -278,13 +278,15 @@ class MuonAndAdamW:
 
         if not part(of_muon=True):
             raise UserError("--optimizer muon is for the matrices of blocks, and none is trained")
-        self.optimizers = [
-            torch.optim.AdamW(part(of_muon=False), **adamw),
-            torch.optim.Muon(part(of_muon=True), adjust_lr_fn="match_rms_adamw"),
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(part(of_muon=True), adjust_lr_fn="match_rms_adamw")
         ]
+        if part(of_muon=False):  # adapters may be all that is trained
+            self.optimizers.append(torch.optim.AdamW(part(of_muon=False), **adamw))
         self.param_groups = [group for one in self.optimizers for group in one.param_groups]
         self.state = self.optimizers[0].state
-        self.optimizers[1].state = self.state  # one for both: what is saved and loaded
+        for one in self.optimizers:
+            one.state = self.state  # what a checkpoint saves and brings back
 
     def step(self) -> None:
         for one in self.optimizers:

@@ -7,6 +7,7 @@ import torch
 from test_training import run_training, tiny_model
 
 from gpt2.heads import ClassificationHead, LanguageModelHead
+from gpt2.lora import LoRA, add_adapters
 from gpt2.model import GPT2, GPT2Config
 from gpt2.optimization import (
     TrainingConfig,
@@ -160,3 +161,12 @@ def test_where_muon_cannot_be_had_a_line_says_so(monkeypatch):
     choose_trainable(model, "head")
     with pytest.raises(UserError, match="none is trained"):
         make_optimizer(model, TrainingConfig(optimizer="muon"))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="came with torch 2.9")
+def test_muon_alone_where_nothing_but_adapters_is_trained():
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=50)
+    model = GPT2(config, LanguageModelHead(config))
+    add_adapters(model, LoRA(rank=2))
+    (muon,) = make_optimizer(model, TrainingConfig(optimizer="muon")).optimizers
+    assert isinstance(muon, torch.optim.Muon)
