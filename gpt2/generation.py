@@ -32,8 +32,8 @@ class SamplingSettings:
         at_most=1,
     )  # fmt: skip
     repetition_penalty: float = flag(
-        1.0, "above 1, tokens that already stand in the text become less likely", at_least=0.01,
-        at_most=100,
+        1.0, "above 1, tokens that have been generated already become less likely; those of the "
+        "prompt do not", at_least=0.01, at_most=100,
     )  # fmt: skip
 
 
@@ -87,11 +87,11 @@ def generate_steps(
     capacity = min(context, max(lengths) + settings.max_new_tokens)
     cache = KeyValueCache(model.config, rows, capacity, like=model.wte.weight)
     tokens = torch.zeros(rows, max(lengths), dtype=torch.int64)
-    seen = torch.zeros(rows, model.config.vocab_size, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
-        seen[row, list(prompt)] = True
-    tokens, seen = tokens.to(device), seen.to(device)
+    tokens = tokens.to(device)
+    # What was generated, without the prompt: an answer may well use the words of its question.
+    seen = torch.zeros(rows, model.config.vocab_size, dtype=torch.bool, device=device)
     seeds = seeds or [0] * rows
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
@@ -165,7 +165,7 @@ def choose_tokens(
     logits: Tensor, seen: Tensor, settings: SamplingSettings, generators: list[torch.Generator]
 ) -> Tensor:
     """One token (B,) int64 for each row of `logits` (B, V) float32, as `settings` say. `seen`
-    (B, V) bool marks the tokens that already stand in the row."""
+    (B, V) bool marks the tokens that have been generated in the row, for the repetition penalty."""
     logits = penalise_repetition(logits, seen, settings.repetition_penalty)
     if settings.temperature < 1e-6:  # dividing by less could overflow, and would choose the same
         return logits.argmax(dim=1)
@@ -183,7 +183,8 @@ def choose_tokens(
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Lower the logits of `seen` tokens. Keskar et al. 2019, "CTRL", section 4.1; dividing a
-    negative logit, as written there, would raise it."""
+    negative logit, as written there, would raise it. `repetition_penalty` of transformers counts
+    the tokens of the prompt too, which are not among `seen` here."""
     if penalty == 1:
         return logits
     penalised = torch.where(logits > 0, logits / penalty, logits * penalty)

@@ -33,12 +33,12 @@ def model():
 
 
 @torch.no_grad()
-def without_cache(model, prompt, count, penalty=1.0):
+def without_cache(model, prompt, count, penalty=1.0, of_prompt=False):
     """The plain way: the whole text through the model for every token."""
     tokens = list(prompt)
     for _ in range(count):
         logits = model(torch.tensor([tokens]), torch.tensor([len(tokens)]))[0, -1]
-        for seen in set(tokens):
+        for seen in set(tokens if of_prompt else tokens[len(prompt) :]):
             logits[seen] *= penalty if logits[seen] < 0 else 1 / penalty
         tokens.append(int(logits.argmax()))
     return tokens[len(prompt) :]
@@ -159,7 +159,8 @@ def test_a_penalty_that_no_float_can_follow_is_refused(call_script, penalty):
         assert choose([90.0, -90.0], seen=[0, 1], temperature=1e-5, repetition_penalty=bound) == 0
 
 
-def test_the_penalty_is_for_each_rows_own_tokens_and_for_no_pad(model):
+def test_the_penalty_is_for_what_a_row_generates_itself_and_not_for_its_prompt(model):
+    """Nor for another row's tokens, nor for pads."""
     # Pads are token 0; give it the place of token 4, which this model says most.
     model = copy.deepcopy(model)
     with torch.no_grad():
@@ -168,8 +169,31 @@ def test_the_penalty_is_for_each_rows_own_tokens_and_for_no_pad(model):
     answers = generate(model, PROMPTS, settings, NEVER)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert answer == without_cache(model, prompt, len(answer), penalty=1.7)
+        assert generate(model, [prompt], settings, NEVER) == [answer]
         assert 0 not in prompt and 0 in answer[:4]
         assert answer != without_cache(model, prompt, len(answer))
+    # and with more of a prompt, which the model goes on with
+    prompts = [prompt + answer[:4] for prompt, answer in zip(PROMPTS, answers, strict=True)]
+    settings.max_new_tokens = 25
+    for prompt, answer in zip(prompts, generate(model, prompts, settings, NEVER), strict=True):
+        assert answer == without_cache(model, prompt, 25, penalty=1.7)
+        assert answer != without_cache(model, prompt, 25, penalty=1.7, of_prompt=True)
+
+
+def test_the_penalty_is_that_of_transformers_without_the_prompt(model):
+    from test_model import to_transformers, transformers_config
+    from transformers import GPT2LMHeadModel, RepetitionPenaltyLogitsProcessor
+
+    reference = to_transformers(model, GPT2LMHeadModel(transformers_config(model.config)))
+    settings = SamplingSettings(max_new_tokens=25, repetition_penalty=1.2)
+    found = generate(model, PROMPTS, settings, NEVER)
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        theirs = reference.generate(
+            torch.tensor([prompt]), max_new_tokens=25, do_sample=False, eos_token_id=None,
+            pad_token_id=0,
+            logits_processor=[RepetitionPenaltyLogitsProcessor(1.2, len(prompt))],
+        )  # fmt: skip
+        assert answer == theirs[0, len(prompt) :].tolist()
 
 
 def test_a_token_is_drawn_as_torch_draws_it():
