@@ -11,8 +11,8 @@ import gradio as gr
 
 from app.models import Assistant, Log
 from app.safely import limited, said_to_visitor
-from gpt2.generation import SamplingSettings
 from gpt2.support.errors import UserError
+from instruction.evaluation import AnswerSettings
 
 Conversation = list[dict[str, Any]]  # {"role": "user" or "assistant", "content": text}
 
@@ -161,7 +161,7 @@ def _turn(role: str, text: str) -> dict[str, str]:
 
 def _next_answer(
     assistant: Assistant, talk: Conversation, instruction: str, text: str,
-    sampling: SamplingSettings, seed: int,
+    sampling: AnswerSettings, seed: int,
 ) -> Iterator[str]:  # fmt: skip
     """The answer to the next instruction of a conversation, with the seed that respond.py has for
     it. Instructions stand for themselves, but where the run learnt from whole conversations: there
@@ -181,7 +181,7 @@ def _text(turn: dict[str, Any]) -> str:
 
 def _sampling(
     temperature: float, top_p: float, length: float, seed: float, most: int
-) -> SamplingSettings:
+) -> AnswerSettings:
     """Raises UserError for what the sliders do not allow; the API has none."""
     numbers = (temperature, top_p, length, seed)
     if not all(isinstance(number, int | float) for number in numbers):
@@ -192,4 +192,4 @@ def _sampling(
         )
     if not 0 <= seed < 2**32:
         raise UserError("the seed must be 0 to 4,294,967,295")
-    return SamplingSettings(int(length), float(temperature), top_p=float(top_p))
+    return AnswerSettings(int(length), float(temperature), top_p=float(top_p))

@@ -23,7 +23,7 @@ from classification.predict import Answer, predict
 from classification.sources import DataSettings
 from classification.train_gpt import ClassificationSettings
 from gpt2.checkpoint import Recipe
-from gpt2.generation import SamplingSettings, stream_text
+from gpt2.generation import stream_text
 from gpt2.heads import LanguageModelHead
 from gpt2.model import GPT2
 from gpt2.support.device import DeviceSettings, choose_device
@@ -34,6 +34,7 @@ from gpt2.tokenizer import encode_text
 from gpt2.weights.building import ModelSettings, build_model, choose_config
 from gpt2.weights.loading import load_model
 from gpt2.weights.model_folder import open_model_folder
+from instruction.evaluation import AnswerSettings
 from instruction.template import Template
 
 
@@ -169,7 +170,7 @@ class Assistant:
             )
         return prompt
 
-    def answer(self, prompt: list[int], sampling: SamplingSettings, seed: int) -> Iterator[str]:
+    def answer(self, prompt: list[int], sampling: AnswerSettings, seed: int) -> Iterator[str]:
         """The answer of respond.py, piece by piece, each token in its turn. Closing the iterator
         ends the work."""
         pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()

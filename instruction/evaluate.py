@@ -19,6 +19,7 @@ if __name__ == "__main__":  # the code that lies here runs, whatever else is ins
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads sleep
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,6 @@ import polars as pl
 
 from gpt2.checkpoint import Recipe
 from gpt2.compiling import InferenceSettings, compile_blocks
-from gpt2.generation import SamplingSettings
 from gpt2.language_modelling import evaluate_loss
 from gpt2.support.device import choose_device
 from gpt2.support.errors import UserError
@@ -44,12 +44,13 @@ from gpt2.weights.loading import load_model
 from instruction.data import InstructionDataset, load_splits, read_clean, with_room
 from instruction.evaluation import (
     Answer,
+    AnswerSettings,
     answer_metrics,
     answer_prompts,
     first_sentences,
     rouge,
 )
-from instruction.report import metrics_table, question, side_by_side
+from instruction.report import how_answered, metrics_table, question, side_by_side
 from instruction.sources import BUILT_IN, DataSettings
 from instruction.template import Template
 
@@ -80,6 +81,10 @@ class EvaluationSettings:
         100, "rows that the model answers; more take longer and make the shares surer", at_least=1
     )
     answer_tokens: int = flag(96, "tokens of each of these answers at most", at_least=1)
+    repetition_penalty: float = flag(
+        AnswerSettings.repetition_penalty, "of these answers, as in respond.py; 1 is none",
+        at_least=0.01, at_most=100,
+    )  # fmt: skip
     split_seed: int = flag(1, "which rows are answered", at_least=0, at_most=2**32 - 1)
     batch_size: int = flag(16, "rows at once; less if memory runs out", at_least=1)
 
@@ -126,9 +131,12 @@ def main() -> None:
     metrics = evaluate_loss(model, dataset, settings.batch_size, on.precision, "loss")
     choice = np.random.default_rng(settings.split_seed).permutation(len(rows))
     answered = choice[: settings.test_answers]
+    sampling = AnswerSettings(
+        settings.answer_tokens, repetition_penalty=settings.repetition_penalty
+    )
     answers = answer_prompts(
-        model, recipe.encoding, [dataset.prompt(row) for row in answered],
-        SamplingSettings(settings.answer_tokens), settings.batch_size, on.precision, desc="answers",
+        model, recipe.encoding, [dataset.prompt(row) for row in answered], sampling,
+        settings.batch_size, on.precision, desc="answers",
     )  # fmt: skip
     predictions = prediction_table(rows[answered], answers)
     metrics |= answer_metrics(answers, predictions["reference"].to_list(), template)
@@ -139,6 +147,7 @@ def main() -> None:
         "data": {"name": name, "source": settings.data, "revision": revision,
                  "rows": len(rows), "removed": removed, "notes": notes,
                  "truncated": dataset.truncated, "answered": len(answers)},
+        "answering": dataclasses.asdict(sampling),
         "metrics": metrics,
     }  # fmt: skip
     header, columns = [f"{len(rows):,} rows of {name}", str(arguments.run)], [metrics]
@@ -152,7 +161,8 @@ def main() -> None:
         [
             f"# {name}: evaluation of {arguments.run}",
             table,
-            f"The loss is over all rows, shares over {len(answers):,} of them, answered greedily.",
+            f"The loss is over all rows, shares over {len(answers):,} of them, "
+            f"{how_answered(results['answering'])}.",
             "## Answers, good and bad, as they are",
             side_by_side(
                 ["instruction", "reference", "answer"],

@@ -13,8 +13,21 @@ from gpt2.generation import SamplingSettings, generate
 from gpt2.model import GPT2
 from gpt2.support.device import autocast
 from gpt2.support.distributed import sharded
+from gpt2.support.flags import flag
 from instruction.tasks import TASKS, words
 from instruction.template import Template
+
+
+@dataclass
+class AnswerSettings(SamplingSettings):
+    """Generation"""
+
+    # At their likeliest token, small models go round in circles until the last token allowed; with
+    # 1.2 nearly all answers end (docs/instruction-tuning.md#answers-that-end).
+    repetition_penalty: float = flag(
+        1.2, "above 1, tokens that stand in the answer already become less likely, so that it ends "
+        "instead of going round in circles; 1 changes nothing", at_least=0.01, at_most=100,
+    )  # fmt: skip
 
 
 @dataclass

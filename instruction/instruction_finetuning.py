@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from gpt2.batching import check_batch_size
 from gpt2.checkpoint import Recipe, load_weights
-from gpt2.generation import SamplingSettings
 from gpt2.heads import LanguageModelHead
 from gpt2.language_modelling import (
     evaluate_loss,
@@ -57,6 +56,7 @@ from instruction.data import (
 )
 from instruction.evaluation import (
     Answer,
+    AnswerSettings,
     answer_metrics,
     answer_prompts,
     first_sentences,
@@ -97,6 +97,10 @@ class EvaluationSettings:
         "the test split unread, for a choice among settings", choices=("test", "validation"),
     )  # fmt: skip
     answer_tokens: int = flag(96, "tokens of each of these answers at most", at_least=1)
+    repetition_penalty: float = flag(
+        AnswerSettings.repetition_penalty, "of these answers, as in respond.py; 1 is none",
+        at_least=0.01, at_most=100, before_it=1.0,
+    )  # fmt: skip
 
 
 # The script's flags; a sweep checks its own with them.
@@ -141,7 +145,10 @@ def main() -> None:
     # ---- chapter 4: fine-tuning, between two looks at the split that the report is about
     reported = evaluation.report_on
     reported_rows = dict(splits.items())[reported]
-    answering = Answering(model, run.encoding, template, evaluation.answer_tokens, config)
+    sampling = AnswerSettings(
+        evaluation.answer_tokens, repetition_penalty=evaluation.repetition_penalty
+    )
+    answering = Answering(model, run.encoding, template, sampling, config)
     shown = SAMPLE_PROMPTS if data.data == "sample" else example_prompts(splits.validation)
     choice = np.random.default_rng(data.split_seed).permutation(len(reported_rows))
     answered = choice[: evaluation.test_answers]  # the same rows for every --seed
@@ -198,6 +205,7 @@ def main() -> None:
         "data": describe_splits(splits)
         | {"truncated": truncated, "example": shown[0], "reported": reported},
         "model": run.describe_model(model, before["origin"]) | {"max_length": data.max_length},
+        "answering": dataclasses.asdict(sampling),
         "before": {reported: before[reported]},
         "after": {split: after[split] for split in ("validation", reported)},
         "evidence": weigh_evidence(before, after, reported),
@@ -241,19 +249,19 @@ def example_prompts(validation: pl.DataFrame) -> list[tuple[str, str]]:
 
 @dataclass
 class Answering:
-    """How `model` answers at this moment, greedily and with `max_new_tokens` at most."""
+    """How `model` answers at this moment."""
 
     model: GPT2
     encoding: tiktoken.Encoding
     template: Template
-    max_new_tokens: int
+    sampling: AnswerSettings
     config: TrainingConfig
 
     def answers_to(self, prompts: list[list[int]], desc: str = "") -> list[Answer]:
         """An answer to each prompt, token ids."""
         return answer_prompts(
-            self.model, self.encoding, prompts, SamplingSettings(self.max_new_tokens),
-            self.config.rows_at_once, self.config.precision, desc=desc,
+            self.model, self.encoding, prompts, self.sampling, self.config.rows_at_once,
+            self.config.precision, desc=desc,
         )  # fmt: skip
 
     def look(self, prompts: list[list[int]], references: list[str], when: str) -> dict[str, Any]:

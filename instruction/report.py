@@ -104,8 +104,8 @@ def _report(results: dict[str, Any]) -> str:
         f"# {data['name']}: {model['name']} from {model['init']} weights",
         comparison_table(results),
         f"Losses are over the whole {data['reported']} split, shares over {len(answers)} of its "
-        f"rows, answered greedily; tasks are {len(results['tasks'])} instructions that a program "
-        "judges. "
+        f"rows, {how_answered(results['answering'])}; tasks are {len(results['tasks'])} "
+        "instructions that a program judges. "
         f"Data: {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} "
         f"test rows; removed: {removed or 'none'}; responses truncated: "
         f"{sum(data['truncated'].values()):,}. Model: {model['parameters']:,} parameters, "
@@ -126,6 +126,13 @@ def _report(results: dict[str, Any]) -> str:
         ),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def how_answered(answering: dict[str, Any]) -> str:
+    """In words, for the fields of `AnswerSettings` that a run answered with."""
+    penalty = answering["repetition_penalty"]
+    with_penalty = "" if penalty == 1 else f" with a repetition penalty of {penalty:g}"
+    return f"answered greedily{with_penalty}"
 
 
 def question(row: dict[str, Any]) -> str:

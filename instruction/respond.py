@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from gpt2.checkpoint import Recipe
 from gpt2.compiling import InferenceSettings, compile_blocks
-from gpt2.generation import PromptTooLong, SamplingSettings, stream_text
+from gpt2.generation import PromptTooLong, stream_text
 from gpt2.model import GPT2
 from gpt2.support.device import choose_device
 from gpt2.support.errors import UserError
@@ -57,7 +57,7 @@ from gpt2.support.streaming import (
 from gpt2.support.table_output import check_new_table, check_types, json_lines, writing_table
 from gpt2.tokenizer import encode_text, encode_texts
 from gpt2.weights.loading import load_model
-from instruction.evaluation import answer_prompts
+from instruction.evaluation import AnswerSettings, answer_prompts
 from instruction.template import Template
 
 
@@ -88,7 +88,7 @@ def answer(
     model: GPT2,
     recipe: Recipe,
     questions: str | Sequence[str | tuple[str, str]],
-    sampling: SamplingSettings | None = None,
+    sampling: AnswerSettings | None = None,
     batch_size: int = 16,
     precision: str = "auto",
     seed: int = 1,
@@ -101,7 +101,7 @@ def answer(
     prompts = [template.prompt(*as_question(recipe, asked)) for asked in questions]
     answers = answer_prompts(
         model, recipe.encoding, encode_texts(recipe.encoding, prompts),
-        sampling or SamplingSettings(), batch_size, precision, seed,
+        sampling or AnswerSettings(), batch_size, precision, seed,
     )  # fmt: skip
     return [found.text for found in answers]
 
@@ -182,7 +182,7 @@ def main() -> None:
         )
 
     settings, sampling, on, arguments = parse_flags(
-        [RespondSettings, SamplingSettings, InferenceSettings],
+        [RespondSettings, AnswerSettings, InferenceSettings],
         "Ask a fine-tuned model.",
         add_arguments=add_arguments,
     )
@@ -264,7 +264,7 @@ def answer_all(
     model: GPT2,
     recipe: Recipe,
     questions: Questions,
-    sampling: SamplingSettings,
+    sampling: AnswerSettings,
     settings: RespondSettings,
     precision: str,
 ) -> Iterator[tuple[Part, list[str]]]:

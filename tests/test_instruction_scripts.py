@@ -4,24 +4,29 @@ import json
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 from conftest import REPOSITORY, refused
 
 from gpt2.batching import sorted_batches
+from gpt2.weights.loading import load_model
+from instruction.evaluation import AnswerSettings, answer_prompts, loops
 from instruction.report import side_by_side
+from instruction.respond import answer
 from instruction.tasks import TASKS
 
 TINY = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--epochs", 1,
         "--max-length", 128, "--max-train", 32, "--max-validation", 8, "--test-answers", 8,
         "--answer-tokens", 8)  # fmt: skip
-RESPOND = "instruction/respond.py"
+TUNE, RESPOND = "instruction/instruction_finetuning.py", "instruction/respond.py"
+JUDGE = "instruction/evaluate.py"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, script_environment):
     """One tiny run on the built-in instructions."""
     folder = tmp_path_factory.mktemp("trained")
-    script = REPOSITORY / "instruction/instruction_finetuning.py"
+    script = REPOSITORY / TUNE
     done = subprocess.run(
         [sys.executable, script, "--out", folder / "run", *map(str, TINY)],
         capture_output=True, text=True, env=script_environment, cwd=folder,
@@ -95,6 +100,69 @@ def test_answers_by_argument_file_and_pipe(trained, call_script, tmp_path):
     assert other.returncode == 0, other.stderr
 
 
+def test_answers_have_a_repetition_penalty_everywhere_and_the_same_one(
+    trained, call_script, tmp_path
+):
+    """This model, taken at its likeliest token, goes round in circles."""
+    run, _ = trained
+    results = json.loads((run / "results.json").read_text())
+    row = next(row for row in results["answers"] if row["input"])
+    question, limit = (row["instruction"], row["input"]), ("--max-new-tokens", 8)
+    asked = (RESPOND, run, question[0], "--input", question[1], *limit)
+    said = call_script(*asked).stdout.strip()
+    assert said == row["after"]
+    model, recipe = load_model(run, "instruction")
+    model.eval()
+    assert answer(model, recipe, [question], AnswerSettings(8)) == [said]
+    whole = call_script(RESPOND, run, "Hi").stdout.strip()
+    assert answer(model, recipe, "Hi") == [whole]
+    plain = call_script(RESPOND, run, "Hi", "--repetition-penalty", 1).stdout.strip()
+    assert loops(plain) and whole != plain
+
+    # evaluate.py: the answers of the run's own table, and others without a penalty
+    same = ("--test-answers", 8, "--answer-tokens", 8)
+    for flags, words in ((), "greedily with a repetition penalty of 1.2."), (
+        ("--repetition-penalty", 1), "greedily."
+    ):  # fmt: skip
+        done = call_script(JUDGE, run, *same, *flags, "--out", "judged", "--overwrite")
+        assert done.returncode == 0, done.stderr
+        found = pl.read_parquet(tmp_path / "judged/predictions.parquet")["answer"].to_list()
+        assert (found == [row["after"] for row in results["answers"]]) == (not flags)
+        assert f"answered {words}" in (tmp_path / "judged/report.md").read_text()
+        judged = json.loads((tmp_path / "judged/results.json").read_text())
+        assert judged["answering"]["repetition_penalty"] == (1.0 if flags else 1.2)
+    assert results["answering"]["repetition_penalty"] == 1.2
+    assert "greedily with a repetition penalty of 1.2; tasks" in (run / "report.md").read_text()
+
+
+def test_before_and_after_are_answered_alike_also_in_a_run_of_older_code(
+    call_script, tmp_path, monkeypatch
+):
+    """Which had no penalty, and keeps to that when it is resumed."""
+    used = []
+
+    def spy(model, encoding, prompts, settings, *rest, **named):
+        used.append(settings.repetition_penalty)
+        return answer_prompts(model, encoding, prompts, settings, *rest, **named)
+
+    monkeypatch.setattr("instruction.instruction_finetuning.answer_prompts", spy)
+    short = (*TINY, "--test-answers", 1, "--answer-tokens", 1, "--max-steps", 1, "--out", "run")
+    for flags, penalty in ((), 1.2), (("--repetition-penalty", 1, "--overwrite"), 1.0):
+        done = call_script(TUNE, *short, *flags)
+        assert done.returncode == 0, done.stderr
+        assert set(used) == {penalty} and len(used) >= 5  # rows and tasks twice, and samples
+        used.clear()
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    del config["settings"]["evaluation"]["repetition_penalty"]
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    done = call_script(TUNE, "--resume", "run", "--repetition-penalty", 1.2)
+    refused(done, "--repetition-penalty 1.2 contradicts the run", "which has 1.0")
+    done = call_script(TUNE, "--resume", "run", "--max-steps", 2)
+    assert done.returncode == 0, done.stderr
+    assert set(used) == {1.0}
+    assert "answered greedily; tasks" in (tmp_path / "run/report.md").read_text()
+
+
 def test_every_seed_is_tested_on_the_same_rows_and_within_the_memory(
     trained, call_script, tmp_path, monkeypatch
 ):
@@ -106,7 +174,7 @@ def test_every_seed_is_tested_on_the_same_rows_and_within_the_memory(
         return sorted_batches(lengths, batch_size, max_tokens)
 
     monkeypatch.setattr("gpt2.language_modelling.sorted_batches", spy)
-    done = call_script("instruction/instruction_finetuning.py", *TINY, "--seed", 2,
+    done = call_script(TUNE, *TINY, "--seed", 2,
                        "--max-steps", 1, "--micro-batch-tokens", 700, "--out", "run")  # fmt: skip
     assert done.returncode == 0, done.stderr
     first, second = (
@@ -136,7 +204,7 @@ def test_bad_input_to_training(call_script, tmp_path, flags, parts):
     )
     (tmp_path / "reviews.csv").write_text("text,label\nfine,1\n")
     before = sorted(tmp_path.rglob("*"))
-    refused(call_script("instruction/instruction_finetuning.py", *flags), *parts)
+    refused(call_script(TUNE, *flags), *parts)
     assert sorted(tmp_path.rglob("*")) == before
 
 

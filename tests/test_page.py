@@ -72,6 +72,12 @@ def test_an_instruction_gets_the_answer_of_respond(page, call_script):
             *flags,
         )  # fmt: skip
         assert found["answer"] == done.stdout.removesuffix("\n")
+    # the penalty is the default there as well; without it this model says something else
+    asked = ("instruction/respond.py", page.runs / "i", "Name three colours.")
+    (found,) = ask(page.url, "respond", "Name three colours.", "", 0.0, 1.0, 128, 1)
+    assert found["answer"] == call_script(*asked).stdout.removesuffix("\n")
+    plain = call_script(*asked, "--repetition-penalty", 1)
+    assert found["answer"] != plain.stdout.removesuffix("\n")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
