@@ -54,6 +54,10 @@ def test_a_run_goes_on_on_the_same_and_on_the_other_task(call_script, tmp_path):
 
     done = call_script(INSTRUCT, "--model", "first", "--max-steps", 1, *FEW_ANSWERS, "--out", "ins")
     assert "trunk, new head (the old one was a classification head), of first/best" in done.stdout
+    # transformers' own penalty would be another one than that which the run answered with
+    export(tmp_path / "ins", tmp_path / "out")
+    assert "repetition_penalty" not in (tmp_path / "out/generation_config.json").read_text()
+    assert "repetition penalty of 1.2 that counts" in (tmp_path / "out/README.md").read_text()
     done = call_script(INSTRUCT, "--model", "ins", "--max-steps", 1, *FEW_ANSWERS)
     assert "trunk and head of ins/best (instruction)" in done.stdout, done.stderr
     done = call_script(TRAIN, "--model", "ins", "--max-steps", 1)

@@ -143,7 +143,7 @@ def _settings_to_resume(
     if script != os.path.basename(sys.argv[0]):
         raise UserError(f"--resume {folder}: is a run of {script}; resume it with that script")
 
-    # What the run's code did not know yet
+    # What the run's code did not know yet, it did as `before_it` of the flag says.
     saved = {name: field.metadata["before_it"] for name, field in fields.items()} | saved
     # JSON has no tuples; a flag with several values is one, as it was when the run began.
     saved = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}

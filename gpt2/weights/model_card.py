@@ -157,7 +157,19 @@ def _evaluation(results: dict[str, Any]) -> str:
         for name in names
     ]
     header = [f"{results['data'][split]:,} {split} rows", *columns]
-    return f"## Evaluation\n\n{format_table(header, rows)}"
+    return f"## Evaluation\n\n{format_table(header, rows)}{_penalty(results)}"
+
+
+def _penalty(results: dict[str, Any]) -> str:
+    """Of answers that the folder's generation settings alone do not give."""
+    penalty = results.get("answering", {}).get("repetition_penalty", 1)
+    if penalty == 1:
+        return ""
+    return (
+        f"\n\nIt answered greedily, with a repetition penalty of {penalty:g} that counts the "
+        "tokens of the answer alone. The generation settings in this folder have no penalty: that "
+        "of transformers counts the prompt's tokens too, which is another thing."
+    )
 
 
 def _figure(name: str, value: float | None) -> str | None:
