@@ -376,11 +376,11 @@ plt.show()
 
 # %%
 from gpt2.checkpoint import Recipe
-from gpt2.generation import SamplingSettings
 from gpt2.language_modelling import evaluate_loss, perplexity, row_losses
 from gpt2.support.run_folder import RunFolder
 from gpt2.training import train
 from instruction.evaluation import (
+    AnswerSettings,
     answer_metrics,
     answer_prompts,
     judge_tasks,
@@ -397,7 +397,7 @@ prompts = [datasets["test"].prompt(row) for row in range(len(splits.test))]
 def look():
     """What the model is worth at this moment: its losses on the test rows, and its answers."""
     losses, targets = row_losses(model, datasets["test"], 16, "auto", "test rows", 0)
-    ask = SamplingSettings(max_new_tokens=32)
+    ask = AnswerSettings(max_new_tokens=32)
     answers = answer_prompts(model, encoding, prompts, ask, 16, "auto")
     tasks = answer_prompts(model, encoding, task_prompts(encoding, template), ask, 16, "auto")
     mean = losses.sum() / targets.sum()
@@ -508,7 +508,8 @@ with pl.Config(fmt_str_lengths=90, tbl_rows=8, tbl_width_chars=160, tbl_hide_dat
 # ### Your own instructions
 #
 # From the run folder, as `respond.py` does it. Change them. A temperature above 0 draws from the probabilities instead of taking
-# the likeliest token each time.
+# the likeliest token each time. `AnswerSettings` has a repetition penalty of 1.2: a token that stands in the answer already
+# becomes less likely. With `AnswerSettings(40, repetition_penalty=1)` some answers go round in circles.
 
 # %%
 from instruction.respond import answer
@@ -520,13 +521,13 @@ questions = [
     ("Is this positive or negative?", "What a day!"),
 ]
 for question, text in zip(
-    questions, answer(best, recipe, questions, SamplingSettings(40)), strict=True
+    questions, answer(best, recipe, questions, AnswerSettings(40)), strict=True
 ):
     print(f"{question}\n    {text}")
 print("\nthree draws:")
 for seed in range(3):
     drawn = answer(
-        best, recipe, "Name three colours.", SamplingSettings(24, temperature=0.8), seed=seed
+        best, recipe, "Name three colours.", AnswerSettings(24, temperature=0.8), seed=seed
     )
     print("   ", drawn[0])
 
@@ -565,7 +566,7 @@ plt.show()
 # <details><summary>A solution</summary>
 #
 # ```python
-# ask = SamplingSettings(max_new_tokens=24, temperature=1.0)
+# ask = AnswerSettings(max_new_tokens=24, temperature=1.0)
 # ten = answer(best, recipe, ["Write a sentence about winter."] * 10, ask, seed=0)
 # ```
 #
