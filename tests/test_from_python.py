@@ -15,10 +15,10 @@ from classification.data import IMDbDataset
 from classification.predict import predict
 from gpt2.attention_weights import attention_weights
 from gpt2.checkpoint import Recipe, TrainingState, load_checkpoint, save_checkpoint
-from gpt2.generation import SamplingSettings
 from gpt2.heads import ClassificationHead, LanguageModelHead
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import encode_texts, get_encoding
+from instruction.evaluation import AnswerSettings
 from instruction.respond import answer
 
 ENCODING = get_encoding("mini")
@@ -67,7 +67,7 @@ def test_questions_are_instructions_pairs_or_the_input_of_the_only_instruction()
     recipe = Recipe("instruction", ENCODING, {"template": TEMPLATE, "instruction": ""})
 
     def ask(questions):
-        return answer(model, recipe, questions, SamplingSettings(8), precision="float32")
+        return answer(model, recipe, questions, AnswerSettings(8), precision="float32")
 
     found = ask(["Name a colour.", ("Is it good?", "Yes."), ("Yes.", "")])
     assert len(set(found)) == 3
