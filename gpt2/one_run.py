@@ -20,7 +20,7 @@ from gpt2.encoder import Encoder, EncoderConfig, describe_model
 from gpt2.heads import Head
 from gpt2.lora import describe_lora
 from gpt2.model import GPT2, GPT2Config
-from gpt2.optimization import TrainingConfig, default_learning_rate
+from gpt2.optimization import TrainingConfig, default_learning_rate, default_optimizer
 from gpt2.support.device import arithmetic, choose_device
 from gpt2.support.distributed import check_alike, init_processes, to_device
 from gpt2.support.errors import UserError
@@ -67,17 +67,18 @@ class OneRun:
         self, make_head: Callable[[GPT2Config], Head], labels: Sequence[str] | None = None
     ) -> tuple[GPT2, str]:
         """The model on its device, frozen but for what --train names, and where its weights come
-        from, in words. Without --learning-rate, the run gets the one that suits them."""
+        from, in words. Without --optimizer and --learning-rate, the run gets what suits them."""
         train, lora = self.training.train, self.training.lora
         model, origin = build_model(
             self.start, self.config, make_head, train, self.settings.seed, labels, lora
         )
         if self.settings.export:
             check_export(Path(self.settings.export), model)
+        pretrained = initial_weights(self.start) == "pretrained"
+        if self.training.optimizer is None:
+            self.training.optimizer = default_optimizer(model, self.training, pretrained)
         if self.training.learning_rate is None:
-            self.training.learning_rate = default_learning_rate(
-                model, train, initial_weights(self.start) == "pretrained"
-            )
+            self.training.learning_rate = default_learning_rate(model, train, pretrained)
         model = to_device(model, self.device, self.training.shard)
         if self.training.compile:
             compile_blocks(model)
@@ -88,6 +89,7 @@ class OneRun:
         train, lora = self.training.train, self.training.lora
         dropout = self.model_settings.dropout
         model, origin = build_encoder(self.start, labels, train, self.settings.seed, lora, dropout)
+        self.training.optimizer = self.training.optimizer or "adamw"
         if self.training.learning_rate is None:
             self.training.learning_rate = encoder_learning_rate(train)
         return to_device(model, self.device, self.training.shard), origin
@@ -101,6 +103,7 @@ class OneRun:
             f"{describe_parameters(model, self.training.weight_decay)}; "
             + (f"pooling {pooling}; " if pooling else "")
             + (f"LoRA of rank {lora['rank']} on {lora['on']}; " if lora else "")
+            + f"{'Muon' if self.training.optimizer == 'muon' else 'AdamW'}, "
             + f"learning rate {self.training.learning_rate:g}; "
             + f"{arithmetic(self.device, self.training.precision)} on {self.device}"
         )

@@ -48,9 +48,10 @@ class TrainingConfig:
         False, "compile the blocks with torch.compile: a minute or more at the start, then faster "
         "steps, above all on a GPU; needs a C++ compiler", may_change=True,
     )  # fmt: skip
-    optimizer: str = flag(
-        "adamw", "adamw, or muon for the matrices of the blocks and AdamW for all else, which "
-        "learns more in as many steps; they take longer", choices=("adamw", "muon"),
+    optimizer: str | None = flag(
+        None, "adamw, or muon for the matrices of the blocks and AdamW for all else, which learns "
+        "more in as many steps; they take longer. Left out, muon for all weights of mini, if this "
+        "torch has it, otherwise adamw", choices=("adamw", "muon"), before_it="adamw",
     )  # fmt: skip
     learning_rate: float | None = flag(
         None, "peak rate; too high, the loss jumps, too low, it hardly moves. Left out, "
@@ -186,6 +187,15 @@ def choose_trainable(model: nn.Module, train: str) -> None:
         parameter.requires_grad_(True)
 
 
+def default_optimizer(model: GPT2, config: TrainingConfig, pretrained: bool) -> str:
+    """The optimizer where none is given: Muon for all weights of `mini`, which were made with it
+    and learn more by it (docs/results.md#muon-in-fine-tuning), AdamW for all else, and where Muon
+    cannot be had. `pretrained` tells whether the trunk's weights are."""
+    is_mini = pretrained and model.config.n_embd < SIZES["gpt2"].n_embd
+    can_be_had = hasattr(torch.optim, "Muon") and not config.shard
+    return "muon" if is_mini and config.train == "all" and can_be_had else "adamw"
+
+
 def default_learning_rate(model: GPT2, train: str, pretrained: bool) -> float:
     """The peak rate where none is given: the less of `model` is trained, the more it takes to get
     anywhere, and the less there is to break. `train` is as in `choose_trainable`; `pretrained`
@@ -247,7 +257,7 @@ def make_optimizer(
     reshard(model)  # a sharded model is whole after an evaluation
     groups = parameter_groups(model, config.weight_decay, config.layer_decay)
     adamw = {"betas": (0.9, config.beta2), "fused": True}
-    if config.optimizer == "adamw":
+    if config.optimizer != "muon":
         return torch.optim.AdamW(groups, **adamw)
     if not hasattr(torch.optim, "Muon"):
         raise UserError(f"--optimizer muon needs torch 2.9 or newer, this is {torch.__version__}")

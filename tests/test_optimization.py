@@ -13,6 +13,7 @@ from gpt2.optimization import (
     TrainingConfig,
     choose_trainable,
     default_learning_rate,
+    default_optimizer,
     learning_rate,
     make_optimizer,
     parameter_groups,
@@ -95,6 +96,22 @@ def test_the_default_rate_depends_on_what_is_trained_and_on_the_model():
         assert rate_for(MINI, classifier, part) > rate_for(MINI, LanguageModelHead, part) == 2e-4
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="came with torch 2.9")
+def test_the_default_optimizer_is_muon_for_all_weights_of_mini_alone(monkeypatch):
+    def optimizer_for(config, pretrained=True, **settings):
+        with torch.device("meta"):
+            model = GPT2(config, ClassificationHead(config, 2))
+        return default_optimizer(model, TrainingConfig(**settings), pretrained)
+
+    assert optimizer_for(MINI) == "muon"
+    assert optimizer_for(LARGE) == optimizer_for(MINI, pretrained=False) == "adamw"
+    for train in ("head", "last:1", "lora"):
+        assert optimizer_for(MINI, train=train) == "adamw"
+    assert optimizer_for(MINI, shard=True) == "adamw"  # Muon needs whole matrices
+    monkeypatch.delattr(torch.optim, "Muon")  # an older torch
+    assert optimizer_for(MINI) == "adamw"
+
+
 def test_the_rate_is_printed_and_saved_and_a_resumed_run_keeps_it(call_script, tmp_path):
     script = "classification/train_gpt.py"
     flags = ("--model", "scratch", "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--max-steps", 1,
@@ -105,7 +122,7 @@ def test_the_rate_is_printed_and_saved_and_a_resumed_run_keeps_it(call_script, t
         ("given", ("--train", "head", "--learning-rate", 0.002), "0.002"),
     ):
         done = call_script(script, *flags, *given, "--out", name)
-        assert done.returncode == 0 and f"learning rate {expected}; " in done.stdout, done.stderr
+        assert done.returncode == 0 and f"AdamW, learning rate {expected}; " in done.stdout, done.stderr
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert config["settings"]["training"]["learning_rate"] == float(expected)
     config["settings"]["training"]["learning_rate"] = 0.5  # as if defaults had changed since
