@@ -71,7 +71,7 @@ def test_a_run_of_adapters_is_resumed_asked_compared_exported_and_tied_to_its_ba
     flags = (TRAIN, "--model", "tiny", *SHORT, "--max-steps", 4, "--evaluate-every", 2, "--train",
              "lora", "--lora-rank", 2, "--lora-dropout", 0.2, "--precision", "float32")  # fmt: skip
     said = run(*flags, "--out", "unbroken", "--learning-rate", 0.02)
-    assert "LoRA of rank 2 on layer; learning rate 0.02" in said
+    assert "LoRA of rank 2 on layer; AdamW, learning rate 0.02" in said
     with stopping_in_the_third_batch():
         assert call_script(*flags, "--out", "run", "--learning-rate", 0.02).returncode == 143
     assert "going on after step 2 of 4" in run(TRAIN, "--resume", "run")
