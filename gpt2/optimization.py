@@ -23,7 +23,7 @@ class TrainingConfig:
     """Training"""
 
     epochs: int | None = flag(
-        None, "passes over the training rows; left out, 3, or on little data what makes 120 steps",
+        None, "passes over the training rows; left out, 3, or on little data what makes 90 steps",
         at_least=1, may_change=True,
     )  # fmt: skip
     max_steps: int = flag(
@@ -154,9 +154,9 @@ def steps_per_epoch(rows: int, config: TrainingConfig) -> int:
 
 def count_steps(rows: int, config: TrainingConfig) -> int:
     """Optimizer steps of the whole run: --epochs passes, cut by --max-steps. Without --epochs 3
-    passes, or on little data as many as make 120 steps."""
+    passes, or on little data as many as make 90 steps."""
     one_epoch = steps_per_epoch(rows, config)
-    epochs = config.epochs or max(3, math.ceil(120 / one_epoch))
+    epochs = config.epochs or max(3, math.ceil(90 / one_epoch))
     steps = epochs * one_epoch
     return min(steps, config.max_steps) if config.max_steps else steps
 

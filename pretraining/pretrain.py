@@ -52,7 +52,7 @@ SAMPLING = SamplingSettings(max_new_tokens=32, temperature=0.8, top_k=50)
 class PretrainingConfig(TrainingConfig):
     """Training"""
 
-    # Rows are as long as the context. What fine-tuning does on little data, 120 steps of 16 rows,
+    # Rows are as long as the context. What fine-tuning does on little data, 90 steps of 16 rows,
     # would take many minutes here.
     epochs: int = flag(3, "passes over the training tokens", at_least=1, may_change=True)
     batch_size: int = flag(8, "rows in each optimizer step", at_least=1)
