@@ -78,7 +78,9 @@ class OneRun:
         if self.training.optimizer is None:
             self.training.optimizer = default_optimizer(model, self.training, pretrained)
         if self.training.learning_rate is None:
-            self.training.learning_rate = default_learning_rate(model, train, pretrained)
+            self.training.learning_rate = default_learning_rate(
+                model, train, pretrained, self.training.optimizer
+            )
         model = to_device(model, self.device, self.training.shard)
         if self.training.compile:
             compile_blocks(model)

@@ -54,11 +54,11 @@ class TrainingConfig:
         "torch has it, otherwise adamw", choices=("adamw", "muon"), before_it="adamw",
     )  # fmt: skip
     learning_rate: float | None = flag(
-        None, "peak rate; too high, the loss jumps, too low, it hardly moves. Left out, "
-        "what suits --model and --train: for random weights and mini as a classifier 6e-4, as a "
-        "language model 2e-4, of a classifier's last:N and of lora 2e-3, of its head 1e-2; for the "
-        "released gpt2 to gpt2-xl and for encoders 5e-5, of lora 2e-4, of a classifier's head 1e-3",
-        above=0,
+        None, "peak rate; too high, the loss jumps, too low, it hardly moves. Left out, what suits "
+        "--model, --train and --optimizer: for random weights 6e-4, for mini as a classifier 1.2e-3 "
+        "with muon, 6e-4 with adamw, as a language model 2e-4, of a classifier's last:N and of "
+        "lora 2e-3, of its head 1e-2; for the released gpt2 to gpt2-xl and for encoders 5e-5, of "
+        "lora 2e-4, of a classifier's head 1e-3", above=0,
     )  # fmt: skip
     warmup: float = flag(
         0.1, "share of the steps over which the rate rises from 0 to its peak; more if the loss "
@@ -75,7 +75,7 @@ class TrainingConfig:
         at_most=1,
     )  # fmt: skip
     weight_decay: float = flag(
-        0.1, "AdamW's decay of matrices; biases and norms never decay", at_least=0
+        0.1, "decay of matrices; biases and norms never decay", at_least=0
     )
     beta2: float = flag(
         0.99, "AdamW's memory of squared gradients; lower forgets sooner, higher is steadier with "
@@ -196,10 +196,10 @@ def default_optimizer(model: GPT2, config: TrainingConfig, pretrained: bool) -> 
     return "muon" if is_mini and config.train == "all" and can_be_had else "adamw"
 
 
-def default_learning_rate(model: GPT2, train: str, pretrained: bool) -> float:
+def default_learning_rate(model: GPT2, train: str, pretrained: bool, optimizer: str) -> float:
     """The peak rate where none is given: the less of `model` is trained, the more it takes to get
     anywhere, and the less there is to break. `train` is as in `choose_trainable`; `pretrained`
-    tells whether the trunk's weights are."""
+    tells whether the trunk's weights are; `optimizer` is "adamw" or "muon"."""
     # With a tied head, `head` and `last:N` train the embeddings too: a third of mini's weights.
     part = "all" if model.head.ties_wte and train != "lora" else train
     if pretrained and model.config.n_embd >= SIZES["gpt2"].n_embd:
@@ -207,8 +207,9 @@ def default_learning_rate(model: GPT2, train: str, pretrained: bool) -> float:
         return {"head": 1e-3, "lora": 2e-4}.get(part, 5e-5)
     # Measured with mini's weights on the built-in texts and instructions, by validation loss
     if part == "all":
-        # A language model goes on with what it can do; a classifier's head is new.
-        return 2e-4 if pretrained and model.head.ties_wte else 6e-4
+        if pretrained and model.head.ties_wte:
+            return 2e-4  # a language model goes on with what it can do; a classifier's head is new
+        return 1.2e-3 if pretrained and optimizer == "muon" else 6e-4
     return 1e-2 if part == "head" else 2e-3
 
 

@@ -1,4 +1,4 @@
-"""Chapter 4, fine-tuning: one explicit AdamW loop for every task.
+"""Chapter 4, fine-tuning: one explicit loop for every task.
 
 The loop knows nothing of reviews or instructions. A task gives it a dataset, a loss and a way to
 evaluate; the loop leaves a trained model. What is counted, printed, evaluated and saved on the way

@@ -72,10 +72,10 @@ def test_with_layer_decay_each_block_learns_slower_than_the_one_above(tmp_path):
 MINI, LARGE = (GPT2Config(2, 2, n_embd, 16, 50) for n_embd in (64, 768))
 
 
-def rate_for(config, make_head, train, pretrained=True):
+def rate_for(config, make_head, train, pretrained=True, optimizer="adamw"):
     with torch.device("meta"):
         model = GPT2(config, make_head(config))
-    return default_learning_rate(model, train, pretrained)
+    return default_learning_rate(model, train, pretrained, optimizer)
 
 
 def test_the_default_rate_depends_on_what_is_trained_and_on_the_model():
@@ -83,6 +83,8 @@ def test_the_default_rate_depends_on_what_is_trained_and_on_the_model():
         return ClassificationHead(config, 2)
 
     assert rate_for(MINI, classifier, "all") == 6e-4
+    assert rate_for(MINI, classifier, "all", optimizer="muon") == 1.2e-3
+    assert rate_for(MINI, LanguageModelHead, "all", optimizer="muon") == 2e-4
     assert rate_for(MINI, LanguageModelHead, "all") == 2e-4  # goes on with what it can do
     for make_head in (classifier, LanguageModelHead):
         assert rate_for(MINI, make_head, "all", pretrained=False) == 6e-4
