@@ -55,8 +55,8 @@ class TrainingConfig:
     )  # fmt: skip
     learning_rate: float | None = flag(
         None, "peak rate; too high, the loss jumps, too low, it hardly moves. Left out, what suits "
-        "--model, --train and --optimizer: for random weights 6e-4, for mini as a classifier 1.2e-3 "
-        "with muon, 6e-4 with adamw, as a language model 2e-4, of a classifier's last:N and of "
+        "--model, --train and --optimizer: for random weights 6e-4, for mini as a classifier "
+        "1.2e-3, with adamw 6e-4, as a language model 2e-4, of a classifier's last:N and of "
         "lora 2e-3, of its head 1e-2; for the released gpt2 to gpt2-xl and for encoders 5e-5, of "
         "lora 2e-4, of a classifier's head 1e-3", above=0,
     )  # fmt: skip
@@ -74,9 +74,7 @@ class TrainingConfig:
         "(a tied head's too); 0.8 keeps more of the pre-training; 1 is one rate for all", above=0,
         at_most=1,
     )  # fmt: skip
-    weight_decay: float = flag(
-        0.1, "decay of matrices; biases and norms never decay", at_least=0
-    )
+    weight_decay: float = flag(0.1, "decay of matrices; biases and norms never decay", at_least=0)
     beta2: float = flag(
         0.99, "AdamW's memory of squared gradients; lower forgets sooner, higher is steadier with "
         "small batches", at_least=0, at_most=0.99999,

@@ -124,7 +124,8 @@ def test_the_rate_is_printed_and_saved_and_a_resumed_run_keeps_it(call_script, t
         ("given", ("--train", "head", "--learning-rate", 0.002), "0.002"),
     ):
         done = call_script(script, *flags, *given, "--out", name)
-        assert done.returncode == 0 and f"AdamW, learning rate {expected}; " in done.stdout, done.stderr
+        assert done.returncode == 0, done.stderr
+        assert f"AdamW, learning rate {expected}; " in done.stdout
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert config["settings"]["training"]["learning_rate"] == float(expected)
     config["settings"]["training"]["learning_rate"] = 0.5  # as if defaults had changed since
