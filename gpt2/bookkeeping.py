@@ -235,7 +235,7 @@ class Bookkeeping:
             self.save_last()
 
     def save_last(self) -> None:
-        """Save what the run goes on from: weights, AdamW's moments, counters."""
+        """Save what the run goes on from: weights, the optimizer's state, counters."""
         self.state.log_records = self.run.log_records
         self.state.scaler = self.scaler.state_dict()
         save_checkpoint(

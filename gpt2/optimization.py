@@ -55,10 +55,10 @@ class TrainingConfig:
     )  # fmt: skip
     learning_rate: float | None = flag(
         None, "peak rate; too high, the loss jumps, too low, it hardly moves. Left out, what suits "
-        "--model, --train and --optimizer: for random weights 6e-4, for mini as a classifier "
-        "1.2e-3, with adamw 6e-4, as a language model 2e-4, of a classifier's last:N and of "
-        "lora 2e-3, of its head 1e-2; for the released gpt2 to gpt2-xl and for encoders 5e-5, of "
-        "lora 2e-4, of a classifier's head 1e-3", above=0,
+        "--model, --train and --optimizer: random weights 6e-4; mini as a classifier 1.2e-3 with "
+        "muon and 6e-4 with adamw, as a language model 2e-4; for last:N of a classifier and for "
+        "lora 2e-3, for its head 1e-2; the released gpt2 to gpt2-xl and encoders 5e-5, for lora "
+        "2e-4, for a classifier's head 1e-3", above=0,
     )  # fmt: skip
     warmup: float = flag(
         0.1, "share of the steps over which the rate rises from 0 to its peak; more if the loss "
@@ -187,11 +187,12 @@ def choose_trainable(model: nn.Module, train: str) -> None:
 
 def default_optimizer(model: GPT2, config: TrainingConfig, pretrained: bool) -> str:
     """The optimizer where none is given: Muon for all weights of `mini`, which were made with it
-    and learn more by it (docs/results.md#muon-in-fine-tuning), AdamW for all else, and where Muon
-    cannot be had. `pretrained` tells whether the trunk's weights are."""
-    is_mini = pretrained and model.config.n_embd < SIZES["gpt2"].n_embd
+    and learn more by it (docs/results.md#muon-in-fine-tuning), and of other pre-trained models as
+    narrow; AdamW for all else, and where Muon cannot be had. `pretrained` tells whether the trunk's
+    weights are."""
+    narrow = pretrained and model.config.n_embd < SIZES["gpt2"].n_embd
     can_be_had = hasattr(torch.optim, "Muon") and not config.shard
-    return "muon" if is_mini and config.train == "all" and can_be_had else "adamw"
+    return "muon" if narrow and config.train == "all" and can_be_had else "adamw"
 
 
 def default_learning_rate(model: GPT2, train: str, pretrained: bool, optimizer: str) -> float:

@@ -82,7 +82,8 @@ class EvaluationSettings:
     )
     answer_tokens: int = flag(96, "tokens of each of these answers at most", at_least=1)
     repetition_penalty: float = flag(
-        AnswerSettings.repetition_penalty, "of these answers, as in respond.py; 1 is none",
+        AnswerSettings.repetition_penalty, "above 1, tokens that stand in one of these answers "
+        "already become less likely, as in respond.py; 1 is none",
         at_least=0.01, at_most=100,
     )  # fmt: skip
     split_seed: int = flag(1, "which rows are answered", at_least=0, at_most=2**32 - 1)

@@ -69,7 +69,7 @@ def test_the_card_tells_what_the_run_was(tmp_path, capsys):
     card = (tmp_path / "my-model/README.md").read_text()
     for part in ("pipeline_tag: text-classification", "base_model: openai-community/gpt2",
                  "# my-model", "`bad`, `fair`, `good`", "`stories`: 1,380 train",
-                 "duplicate 3", "30 AdamW steps", "seed 5", "step 20", "4 of 9 parameters",
+                 "duplicate 3", "30 steps", "seed 5", "step 20", "4 of 9 parameters",
                  "| accuracy", "25.0 %", "75.0 %", "first 48 tokens"):  # fmt: skip
         assert part in card, part
     assert "empty text" not in card

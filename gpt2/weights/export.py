@@ -4,7 +4,8 @@
     python -m gpt2.weights.export RUN FOLDER --adapter  # of --train lora, for the library peft
 
 The tokenizer that goes with it does to a text what prediction does here, as far as its own means
-go, so that a pipeline gives this project's labels and this project's greedy text.
+go, so that a pipeline gives this project's labels and the text that it generates greedily without a
+repetition penalty.
 """
 
 from __future__ import annotations

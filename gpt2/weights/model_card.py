@@ -135,7 +135,7 @@ def _training(results: dict[str, Any]) -> str:
     if not training:
         return ""
     return (
-        f"## Training\n\n{training['steps']:,} AdamW steps, {training['epochs']:g} epochs, "
+        f"## Training\n\n{training['steps']:,} steps, {training['epochs']:g} epochs, "
         f"{training['tokens']:,} tokens in {training['seconds']:,.0f} s, seed {training['seed']}. "
         f"The weights are those of step {training['best_step']}, the best on the validation rows. "
         f"{results['model']['trainable']:,} of {results['model']['parameters']:,} parameters were "
