@@ -51,7 +51,7 @@ class TrainingConfig:
     optimizer: str | None = flag(
         None, "adamw, or muon for the matrices of the blocks and AdamW for all else, which learns "
         "more in as many steps; they take longer. Left out, muon for all weights of mini, if this "
-        "torch has it, otherwise adamw", choices=("adamw", "muon"), before_it="adamw",
+        "torch has it, otherwise adamw", choices=("adamw", "muon"), in_older_runs="adamw",
     )  # fmt: skip
     learning_rate: float | None = flag(
         None, "peak rate; too high, the loss jumps, too low, it hardly moves. Left out, what suits "

@@ -100,7 +100,7 @@ class EvaluationSettings:
     repetition_penalty: float = flag(
         AnswerSettings.repetition_penalty, "above 1, tokens that stand in one of these answers "
         "already become less likely, as in respond.py; 1 is none",
-        at_least=0.01, at_most=100, before_it=1.0,
+        at_least=0.01, at_most=100, in_older_runs=1.0,
     )  # fmt: skip
 
 

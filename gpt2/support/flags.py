@@ -35,18 +35,19 @@ def flag(
     at_most: float | None = None,
     may_change: bool = False,
     names: Sequence[str] | None = None,
-    before_it: Any = None,
+    in_older_runs: Any = None,
 ) -> Any:
     """A dataclass field that is a flag as well. `help` gives the unit and why one would change it;
     the bounds (inclusive, but for `above`) are checked when flags are read. A flag that
     `may_change` may have another value in a resumed run. One with `names` is one of them or else a
-    path, which a resumed run finds from any folder. `before_it` is what runs did before there was
-    this flag, where that is not the default: resumed, they go on with it."""
+    path, which a resumed run finds from any folder. `in_older_runs` is what runs did before there
+    was this flag, where that is not the default: resumed, they go on with it."""
     bounds = {"at_least": at_least, "above": above, "at_most": at_most}
     return dataclasses.field(
         default=default,
         metadata={"help": help, "choices": choices, "bounds": bounds, "may_change": may_change,
-                  "names": names, "before_it": default if before_it is None else before_it},
+                  "names": names,
+                  "in_older_runs": default if in_older_runs is None else in_older_runs},
     )  # fmt: skip
 
 
@@ -143,8 +144,8 @@ def _settings_to_resume(
     if script != os.path.basename(sys.argv[0]):
         raise UserError(f"--resume {folder}: is a run of {script}; resume it with that script")
 
-    # What the run's code did not know yet, it did as `before_it` of the flag says.
-    saved = {name: field.metadata["before_it"] for name, field in fields.items()} | saved
+    # What the run's code did not know yet, it did as `in_older_runs` of the flag says.
+    saved = {name: field.metadata["in_older_runs"] for name, field in fields.items()} | saved
     # JSON has no tuples; a flag with several values is one, as it was when the run began.
     saved = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
     paths = {name for name, field in fields.items() if field.metadata["names"] is not None}
